@@ -1,0 +1,85 @@
+"""The two ways to train a model on a batch, behind one interface: projections and Adam."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+import pjax_trace as pjax
+
+__all__ = ["SOLVERS", "Method", "Progress", "adam", "adam_step", "cross_entropy", "projections"]
+
+SOLVERS: dict[str, Callable[[], Any]] = {
+    "ap": pjax.AlternatingProjections,
+    "ap-momentum": lambda: pjax.AlternatingProjections(momentum=0.9),
+    "ar": pjax.AlternatingReflections,
+    "dr": pjax.DouglasRachford,
+    "dm": pjax.DifferenceMap,
+    "cp": pjax.CyclicProjections,
+    "cdr": pjax.CyclicDouglasRachford,
+}
+
+
+class Progress(NamedTuple):
+    """What one update reports: steps taken, and the gap where there is one."""
+
+    steps: int
+    gap: float | None
+
+
+class Method(NamedTuple):
+    """``state = init(model)``, then ``model, state, progress = update(model, state, x, y)``."""
+
+    name: str
+    init: Callable[[Any], Any]
+    update: Callable[[Any, Any, np.ndarray, np.ndarray], tuple[Any, Any, Progress]]
+
+
+def projections(name: str, *, steps: int, lam: float, metric: pjax.Metric) -> Method:
+    """``steps`` steps of the solver ``name`` a batch, on the cross-entropy of weight ``lam``."""
+
+    def fit(model, x, y):
+        return pjax.losses.cross_entropy(jax.vmap(model)(x), y, lam=lam)
+
+    projected = pjax.project(fit, solver=SOLVERS[name](), steps=steps, metric=metric)
+
+    def update(model, state, x, y):
+        model, state, info = jax.block_until_ready(projected.update(model, state, x, y))
+        return model, state, Progress(steps=int(info.steps), gap=float(info.gap))
+
+    return Method(name, projected.init, update)
+
+
+def adam(learning_rate: float) -> Method:
+    """One step of Adam a batch, on the mean cross-entropy."""
+    optimizer = optax.adam(learning_rate)
+    step = eqx.filter_jit(adam_step(optimizer), donate="all-except-first")
+
+    def update(model, state, x, y):
+        model, state = jax.block_until_ready(step((x, y), model, state))
+        return model, state, Progress(steps=1, gap=None)
+
+    return Method("adam", lambda model: optimizer.init(eqx.filter(model, eqx.is_array)), update)
+
+
+def adam_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
+    """The step ``(batch, model, state) -> (model, state)`` of an optimizer."""
+
+    def step(batch, model, state):
+        gradients = eqx.filter_grad(cross_entropy)(model, *batch)
+        updates, state = optimizer.update(gradients, state)
+        return eqx.apply_updates(model, updates), state
+
+    return step
+
+
+def cross_entropy(
+    model: Callable[[Array], Array], x: Float[Array, "batch features"], y: Int[Array, "batch"]
+) -> Float[Array, ""]:
+    """The mean cross-entropy of a model on a batch, for gradients."""
+    logits = jax.vmap(model)(x)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()

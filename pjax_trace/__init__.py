@@ -1,0 +1,39 @@
+"""pjax-trace: train networks, and solve feasibility problems, by projections instead of gradients.
+
+``pjax.project(fn)`` traces ordinary JAX code, maps every primitive to a registered projection rule,
+builds a consensus graph, and lowers it to one fused XLA step.
+"""
+
+from pjax_trace import losses as losses
+from pjax_trace import sets as sets
+from pjax_trace import testing as testing
+from pjax_trace.calls import custom_projection as custom_projection
+from pjax_trace.constrain import constrain as constrain
+from pjax_trace.errors import InputError as InputError
+from pjax_trace.errors import MissingRuleError as MissingRuleError
+from pjax_trace.errors import NonFiniteError as NonFiniteError
+from pjax_trace.errors import PjaxError as PjaxError
+from pjax_trace.errors import TraceError as TraceError
+from pjax_trace.graph import ConsensusGraph as ConsensusGraph
+from pjax_trace.metric import Metric as Metric
+from pjax_trace.point import project_point as project_point
+from pjax_trace.project import Info as Info
+from pjax_trace.project import Projected as Projected
+from pjax_trace.project import State as State
+from pjax_trace.project import project as project
+from pjax_trace.registry import CustomRule as CustomRule
+from pjax_trace.registry import Moment as Moment
+from pjax_trace.registry import Projection as Projection
+from pjax_trace.registry import Rule as Rule
+from pjax_trace.registry import ViewRule as ViewRule
+from pjax_trace.registry import Weights as Weights
+from pjax_trace.registry import register_rule as register_rule
+from pjax_trace.solvers import AlternatingProjections as AlternatingProjections
+from pjax_trace.solvers import AlternatingReflections as AlternatingReflections
+from pjax_trace.solvers import CyclicDouglasRachford as CyclicDouglasRachford
+from pjax_trace.solvers import CyclicProjections as CyclicProjections
+from pjax_trace.solvers import DifferenceMap as DifferenceMap
+from pjax_trace.solvers import DouglasRachford as DouglasRachford
+from pjax_trace.solvers import Solver as Solver
+
+__version__ = "0.1.0"

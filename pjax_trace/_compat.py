@@ -1,0 +1,140 @@
+"""Everything that differs between JAX versions, and the only import of ``jax.extend``."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox
+import jax
+import jax.extend.core as jex_core
+import jax.extend.core.primitives as primitives
+from jax.interpreters import ad, batching, mlir
+
+__all__ = [
+    "Literal",
+    "Primitive",
+    "bind",
+    "call_body",
+    "enable_x64",
+    "loop_kind",
+    "new_primitive",
+    "source_line",
+    "source_scope",
+]
+
+Primitive = jex_core.Primitive
+Literal = jex_core.Literal
+
+enable_x64 = jax.enable_x64
+
+# The parameter that holds the body of each call-like primitive.
+_CALLS: dict[Any, str] = {
+    primitives.jit_p: "jaxpr",
+    primitives.remat_p: "jaxpr",
+    primitives.closed_call_p: "call_jaxpr",
+    primitives.custom_jvp_call_p: "call_jaxpr",
+    primitives.custom_vjp_call_p: "call_jaxpr",
+}
+
+_LOOPS: dict[Any, str] = {
+    primitives.while_p: "while",
+    primitives.scan_p: "scan",
+    primitives.cond_p: "cond",
+}
+
+# Frames of these packages are never the user's own line.
+_NOT_THE_USER = tuple(
+    os.path.join(os.path.dirname(os.path.abspath(file)), "")
+    for file in (jax.__file__, equinox.__file__, __file__)
+)
+
+
+def call_body(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
+    """The jaxpr and constants of a call to inline, or None if ``eqn`` is no call."""
+    name = _CALLS.get(eqn.primitive)
+    if name is None:
+        return None
+    body = eqn.params[name]
+    # An open jaxpr (remat) has no constants; from JAX 0.11 `.jaxpr` of a jaxpr is itself.
+    return body.jaxpr if hasattr(body, "jaxpr") else body, getattr(body, "consts", ())
+
+
+def loop_kind(primitive: Any) -> str | None:
+    """``"while"``, ``"scan"`` or ``"cond"`` for control flow, else None."""
+    return _LOOPS.get(primitive)
+
+
+def loop_predicates(eqn: Any) -> tuple[int, ...]:
+    """Which operands of a control-flow equation decide how it runs."""
+    kind = loop_kind(eqn.primitive)
+    if kind == "cond":
+        return (0,)
+    if kind == "while":
+        bodies = eqn.params["cond_nconsts"] + eqn.params["body_nconsts"]
+        constants = tuple(range(eqn.params["cond_nconsts"]))
+        return constants + tuple(range(bodies, len(eqn.invars)))
+    return ()
+
+
+def bind(primitive: Any, params: dict[str, Any], *operands: Any) -> list[Any]:
+    """Evaluate one equation; always a list of outputs."""
+    out = primitive.bind(*operands, **primitive.get_bind_params(params))
+    return list(out) if primitive.multiple_results else [out]
+
+
+def source_line(eqn: Any) -> str:
+    """``file.py:16 (function)`` of the innermost frame that is the user's own, ``""`` if none is.
+
+    The body of a cached ``jit`` has frames of its first trace only, up to that ``jit``.
+    """
+    traceback = eqn.source_info.traceback
+    for frame in traceback.frames if traceback is not None else ():
+        name = frame.file_name
+        if not name.startswith(_NOT_THE_USER) and not name.startswith("<"):
+            return f"{name}:{frame.line_num} ({frame.function_name})"
+    return ""
+
+
+def source_scope(eqn: Any) -> str:
+    """The ``jax.named_scope`` stack around an equation, ``""`` outside any."""
+    return str(eqn.source_info.name_stack)
+
+
+def new_primitive(
+    name: str,
+    *,
+    implementation: Callable[..., list[Any]],
+    batch: Callable[..., tuple[list[Any], list[int]]],
+) -> Primitive:
+    """A primitive that is an ordinary JAX function to all of JAX, and visible in the jaxpr.
+
+    Args:
+        name: the primitive's name.
+        implementation: ``(*operands, **params) -> list of outputs``, written in JAX. Evaluation,
+            shapes, lowering and derivatives all follow from it.
+        batch: ``(operands, dims, params) -> (outputs, output dims)``, binding the primitive anew.
+    """
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+
+    def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
+        tangents = [ad.instantiate_zeros(t) for t in tangents]
+        return jax.jvp(
+            lambda *operands: implementation(*operands, **params), list(primals), tangents
+        )
+
+    def abstract(*avals: Any, **params: Any) -> Any:
+        def function(*operands: Any) -> list[Any]:
+            return implementation(*operands, **params)
+
+        shapes = jax.eval_shape(function, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
+        return [jax.core.ShapedArray(s.shape, s.dtype) for s in shapes]
+
+    primitive.def_impl(lambda *operands, **params: implementation(*operands, **params))
+    primitive.def_abstract_eval(abstract)
+    ad.primitive_jvps[primitive] = jvp
+    batching.primitive_batchers[primitive] = lambda operands, dims, **params: batch(
+        operands, dims, params
+    )
+    mlir.register_lowering(primitive, mlir.lower_fun(implementation, multiple_results=True))
+    return primitive

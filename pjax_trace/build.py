@@ -1,0 +1,289 @@
+"""A traced program → its consensus graph.
+
+Every equation that variables reach is asked for its rule once: it is a view, a constraint, an
+output constraint, or part of what the function makes of its losses. What has no rule is
+collected, and reported all at once.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import jax
+import numpy as np
+
+from pjax_trace import _compat
+from pjax_trace.calls import constrain_p, function_p, loss_p
+from pjax_trace.errors import MissingRuleError, TraceError
+from pjax_trace.graph import ConsensusGraph, Constraint, Objective, Operand, Variable, View, colour
+from pjax_trace.registry import rule_for
+from pjax_trace.rewrite import absorb_producers
+from pjax_trace.rules.sums import identity
+from pjax_trace.trace import Equation, Program, Value
+
+__all__ = ["OUTPUTS", "build_graph"]
+
+OUTPUTS = (loss_p, constrain_p)
+
+
+def build_graph(program: Program) -> ConsensusGraph:
+    """The coloured consensus graph of a program.
+
+    Raises:
+        MissingRuleError: for primitives without a rule, all at once.
+        TraceError: for arithmetic on losses that is no positive scale or mean, for control flow
+            that depends on a variable, and for products of a variable with itself.
+    """
+    builder = _Builder(program)
+    for equation in program.equations:
+        builder.visit(equation)
+    builder.finish()
+    graph = ConsensusGraph(
+        program,
+        tuple(builder.parameters),
+        tuple(builder.constraints),
+        builder.objective(),
+        tuple(builder.views.get(value) for value in program.outputs),
+    )
+    graph = absorb_producers(graph)
+    count = max((v.index for v in builder.views), default=0) + 1
+    fresh = iter(range(count + 10**6, count + 10**9))
+
+    def identity_of(variable: Variable, name: str) -> Constraint:
+        value = Value(next(fresh), variable.shape, variable.dtype, True)
+        producer = graph.producers.get(variable)
+        rule, params = identity(variable.shape)
+        return Constraint(
+            name,
+            rule,
+            params,
+            (View((variable,), (), variable.value),),
+            Variable(name, value, False),
+            producer.source if producer is not None else "parameter " + variable.name,
+        )
+
+    return colour(graph, identity_of)
+
+
+class _Builder:
+    def __init__(self, program: Program):
+        self.program = program
+        self.parameters = [Variable(value.name, value, True) for value in program.parameters]
+        self.views = {p.value: View((p,), (), p.value) for p in self.parameters}
+        self.constraints: list[Constraint] = []
+        self.losses: dict[Value, Value] = {}  # a loss's value → its scale
+        self.after: set[Value] = set()  # values made of losses
+        self.linear: list[Equation] = []
+        self.names: dict[str, int] = {}
+        self.missing: list[tuple[Equation, str]] = []
+        self.problems: list[str] = []
+
+    def visit(self, equation: Equation) -> None:
+        """Class one equation."""
+        if not self.after.isdisjoint(equation.inputs):
+            self.visit_objective(equation)
+            return
+        variable = tuple(v in self.views for v in equation.inputs)
+        if not any(variable) or equation.primitive is jax.lax.stop_gradient_p:
+            return
+        if equation.primitive in (loss_p, constrain_p, function_p):
+            self.visit_call(equation, variable)
+            return
+        if _compat.loop_kind(equation.primitive) and self.visit_loop(equation, variable):
+            return
+        rule = rule_for(equation.primitive)
+        if rule is None or not rule.supports(equation.params, variable):
+            self.miss(equation, variable, known=rule is not None)
+        elif rule.is_view(equation.params, variable):
+            self.view(equation)
+        else:
+            shapes = tuple(v.shape for v in equation.inputs)
+            specialised, params = rule.specialise(equation.params, shapes, variable)
+            self.constrain(equation, specialised, params, equation.primitive.name)
+
+    def visit_call(self, equation: Equation, variable: Sequence[bool]) -> None:
+        rule = equation.params["rule"]
+        if not rule.supports(equation.params, variable):
+            self.problems.append(
+                f"{equation.params['name']} at {equation.source}: only the first argument may "
+                "depend on variables; the labels, λ or the set must be data"
+            )
+            return
+        extra: tuple[Value, ...] = ()
+        (out,) = equation.outputs
+        if equation.primitive is loss_p:
+            scale = Value(-1 - len(self.losses), out.shape, out.dtype, False)
+            self.losses[out] = scale
+            self.after.add(out)
+            extra = (scale,)
+        params = dict(equation.params["params"])
+        produces = equation.primitive is function_p
+        self.constrain(equation, rule, params, equation.params["name"], extra, produces)
+        if equation.primitive is constrain_p:
+            self.views[out] = self.views[equation.inputs[0]]  # the identity: x itself goes on
+
+    def visit_loop(self, equation: Equation, variable: Sequence[bool]) -> bool:
+        kind = _compat.loop_kind(equation.primitive)
+        deciding = _compat.loop_predicates(equation)
+        if kind != "scan" and any(variable[i] for i in deciding):
+            what = "a branch (lax.cond or switch)" if kind == "cond" else "a loop (while_loop)"
+            self.problems.append(
+                f"{what} at {equation.source} depends on the value of "
+                f"{self.path(equation, variable)}; a projection cannot change the course of a "
+                "program. Use jnp.where, or decide by data"
+            )
+            self.forget(equation)
+            return True
+        return False
+
+    def visit_objective(self, equation: Equation) -> None:
+        """Losses may be scaled by data, summed and averaged on the way out."""
+        allowed = all(v in self.after or v not in self.views for v in equation.inputs)
+        rule = rule_for(equation.primitive)
+        if allowed and rule is not None:
+            flags = [v in self.after for v in equation.inputs]
+            view = rule.is_view(equation.params, flags) and (all(flags) or not rule.offset)
+            total = len(equation.inputs) == sum(flags) and rule.family == "sum"
+            allowed = rule.supports(equation.params, flags) and (view or (total and self.adds(equation)))
+        else:
+            allowed = False
+        if not allowed or self.negative(equation):
+            self.problems.append(
+                f"{equation.primitive.name} of a loss at {equation.source}: a loss may be scaled "
+                "by a positive number, averaged, and added to other losses on its way out of the "
+                "function, because that scales its λ; anything else has no projection. Constrain "
+                "or penalise the arrays themselves, each with a loss or a set of its own"
+            )
+        self.after.update(equation.outputs)
+        self.linear.append(equation)
+
+    def adds(self, equation: Equation) -> bool:
+        """Whether a sum of losses has positive coefficients."""
+        rule = rule_for(equation.primitive)
+        assert rule is not None
+        shapes = [v.shape for v in equation.inputs]
+        _, params = rule.specialise(equation.params, shapes, [True] * len(shapes))
+        return all(len(t.operands) == 1 and t.sign > 0 for t in params["terms"])
+
+    def negative(self, equation: Equation) -> bool:
+        """Whether a loss is surely scaled by something that is not positive."""
+        if equation.primitive is jax.lax.neg_p:
+            return True
+        factors = [self.program.constants.get(v) for v in equation.inputs if v not in self.after]
+        return any(
+            f is not None
+            and not isinstance(f, jax.core.Tracer)
+            and np.issubdtype(np.asarray(f).dtype, np.floating)
+            and not np.all(np.asarray(f) > 0)
+            for f in factors
+        )
+
+    def constrain(
+        self,
+        equation: Equation,
+        rule: object,
+        params: dict,
+        name: str,
+        extra: tuple[Value, ...] = (),
+        produces: bool = True,
+    ) -> None:
+        number = self.names.get(name, 0)
+        self.names[name] = number + 1
+        name = f"{name}_{number}" if number else name
+        operands = (*(self.operand(v) for v in equation.inputs), *extra)
+        out = None
+        if produces:
+            (value,) = equation.outputs
+            out = Variable(name, value, False)
+            self.views[value] = View((out,), (), value)
+        constraint = Constraint(
+            name,
+            rule,  # pyright: ignore[reportArgumentType]
+            params,
+            operands,
+            out,
+            equation.source,
+            equation.scope,
+        )
+        self.check_conflict(constraint)
+        self.constraints.append(constraint)
+
+    def operand(self, value: Value) -> Operand:
+        return self.views.get(value, value)
+
+    def check_conflict(self, c: Constraint) -> None:
+        """Ask the rule whether it minds that operands share variables."""
+        bases = [set(view.bases) for _, view in c.reads]
+        if sum(map(len, bases)) == len(set().union(*bases)):
+            return
+        names: dict[Variable, np.ndarray] = {}
+        start = 1
+        for base in dict.fromkeys(b for _, view in c.reads for b in view.bases):
+            size = int(np.prod(base.shape))
+            names[base] = np.arange(start, start + size, dtype=np.int32).reshape(base.shape)
+            start += size
+        known = {
+            v: a for v, a in self.program.constants.items() if not isinstance(a, jax.core.Tracer)
+        }
+        elements = [
+            o.elements(known, names) if isinstance(o, View) else np.zeros(o.shape, np.int32)
+            for o in c.operands
+        ]
+        reason = c.rule.conflict(c.params, elements)
+        if reason is not None:
+            self.problems.append(f"{c.name} at {c.source} {reason}")
+
+    def view(self, equation: Equation) -> None:
+        read = [self.views[v] for v in equation.inputs if v in self.views]
+        bases = tuple(dict.fromkeys(base for view in read for base in view.bases))
+        equations = {e.index: e for view in read for e in view.equations}
+        equations[equation.index] = equation
+        ordered = tuple(equations[i] for i in sorted(equations))
+        for out in equation.outputs:
+            self.views[out] = View(bases, ordered, out)
+
+    def miss(self, equation: Equation, variable: Sequence[bool], *, known: bool) -> None:
+        reason = "no rule for these operands as variables" if known else "no rule"
+        self.missing.append((equation, f"{reason}, reached from {self.path(equation, variable)}"))
+        self.forget(equation)
+
+    def forget(self, equation: Equation) -> None:
+        """Go on as if the outputs were free variables, to find everything else that is wrong."""
+        for value in equation.outputs:
+            stub = Variable(equation.primitive.name, value, True)
+            self.views[value] = View((stub,), (), value)
+
+    def path(self, equation: Equation, variable: Sequence[bool]) -> str:
+        """The variables that lead to an equation."""
+        flags = zip(equation.inputs, variable, strict=True)
+        bases = (b for v, flag in flags if flag for b in self.views[v].bases)
+        return ", ".join(dict.fromkeys(self.origin(base) for base in bases))
+
+    def origin(self, variable: Variable) -> str:
+        producer = next((c for c in self.constraints if c.out is variable), None)
+        return variable.name if producer is None else f"{variable.name} ({producer.source})"
+
+    def objective(self) -> Objective:
+        outputs = tuple(dict.fromkeys(v for v in self.program.outputs if v in self.after))
+        return Objective(
+            tuple(self.losses), tuple(self.losses.values()), tuple(self.linear), outputs
+        )
+
+    def finish(self) -> None:
+        """Report everything that is wrong, at once."""
+        if self.missing:
+            raise MissingRuleError(_missing_message(self.missing, self.problems))
+        if self.problems:
+            raise TraceError("\n".join(self.problems))
+
+
+def _missing_message(missing: Iterable[tuple[Equation, str]], problems: Sequence[str]) -> str:
+    lines = ["these primitives cannot be projected onto:"]
+    for equation, reason in missing:
+        scope = f" in {equation.scope}" if equation.scope else ""
+        lines.append(f"  {equation.primitive.name} at {equation.source}{scope}: {reason}")
+    lines.append(
+        "Give a primitive a rule with pjax_trace.register_rule, give the function around it a "
+        "projection with pjax_trace.custom_projection, or keep it away from variables with "
+        "jax.lax.stop_gradient."
+    )
+    return "\n".join([*lines, *problems])
+

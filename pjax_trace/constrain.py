@@ -1,0 +1,114 @@
+"""``constrain``: require a value to lie in a set."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pjax_trace.calls import call, constrain_p
+from pjax_trace.errors import InputError
+from pjax_trace.registry import Moment, Projection, Rule, Weights, squared_distance
+from pjax_trace.sets import Set
+
+__all__ = ["constrain"]
+
+
+class _Static:
+    """The parts of a set that are no arrays, compared by value."""
+
+    def __init__(self, static: Any):
+        leaves, self._structure = jax.tree.flatten(static)
+        self._leaves = tuple(leaves)
+        self.tree = static
+
+    def __hash__(self) -> int:
+        return hash((self._structure, self._leaves))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and (
+            (self._structure, self._leaves) == (other._structure, other._leaves)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SetRule(Rule):
+    """The projection onto a set, whose arrays are the operands after the first."""
+
+    structure: Any
+    static: _Static
+
+    family = "set"
+
+    def supports(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
+        """The set itself is data."""
+        return not any(variable[1:])
+
+    def apply(self, params: dict[str, Any], *operands: Array) -> Array:
+        """The identity."""
+        return operands[0]
+
+    def project(
+        self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
+    ) -> Projection:
+        """The nearest point of the set; one weight does not change which that is."""
+        x, *leaves = operands
+        dynamic = jax.tree.unflatten(self.structure, leaves)
+        moved = eqx.combine(dynamic, self.static.tree).project(x)
+        weight = weights.operands[0]
+        moments = (Moment(weight * moved, weight), *(None,) * len(leaves))
+        return Projection(moments, None, squared_distance(weight, moved, x))
+
+    def masses(
+        self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
+    ) -> tuple[Any, ...]:
+        """One copy."""
+        return weights.operands
+
+
+def constrain(x: Float[Array, "..."], set: Set) -> Float[Array, "..."]:  # noqa: A002
+    """Require ``x`` to lie in a set; the identity to JAX.
+
+    In a function that `pjax_trace.project` solves, this is an output constraint: a solver projects
+    its copy of ``x`` onto the set. The result is ``x`` itself, and need not be used.
+
+    Args:
+        x: a floating-point array.
+        set: a `pjax_trace.sets.Set`; the arrays in it may be traced data.
+
+    Returns:
+        ``x``.
+
+    Raises:
+        InputError: if ``set`` is no `Set`, or does not fit the shape of ``x``.
+
+    Example:
+        The point of the simplex plane nearest to the start, in the box:
+
+        >>> import jax.numpy as jnp
+        >>> import pjax_trace as pjax
+        >>> def problem(x):
+        ...     pjax.constrain(jnp.sum(x), pjax.sets.Equal(1.0))
+        ...     pjax.constrain(x, pjax.sets.NonNegative())
+        >>> solve = pjax.project(problem, solver=pjax.AlternatingProjections(), steps=100)
+        >>> x, info = solve(jnp.array([2.0, -1.0, 0.0]))
+        >>> [round(v, 3) for v in x.tolist()]
+        [1.0, 0.0, 0.0]
+    """
+    if not isinstance(set, Set):
+        raise InputError(f"constrain: the set must be a pjax_trace.sets.Set, not {set!r}")
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InputError(f"constrain: the array must be floating point, not {x.dtype}")
+    try:
+        set.fits(x.shape)
+    except ValueError as error:
+        raise InputError(f"constrain: {type(set).__name__} does not fit: {error}") from error
+    dynamic, static = eqx.partition(set, eqx.is_array_like)
+    leaves, structure = jax.tree.flatten(dynamic)
+    rule = SetRule(structure, _Static(static))
+    arrays = [jnp.asarray(leaf, x.dtype) for leaf in leaves]
+    return call(constrain_p, rule, x, *arrays, name=type(set).__name__)

@@ -1,0 +1,240 @@
+"""Losses: output constraints that pull towards the labels by a proximal step.
+
+A loss is an ordinary function to JAX (``jit``, ``grad`` and ``vmap`` see its value); a solver sees
+``argmin_x λ · loss(x) + ½ ω |x − scores|²``, with λ for every row of scores. What the function makes
+of a loss on the way out scales λ: ``0.5 * loss`` halves it, and the mean of n losses divides it by n.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Integer
+
+from pjax_trace.calls import call, loss_p
+from pjax_trace.errors import InputError
+from pjax_trace.registry import Moment, Projection, Rule, Weights, squared_distance
+from pjax_trace.rules import prox
+
+__all__ = ["cross_entropy", "margin", "squared_error"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossRule(Rule):
+    """The proximal step of a loss that is a mean over rows.
+
+    The operands are scores, targets and λ; a solver adds the loss's scale.
+
+    Args:
+        value: ``value(scores, targets) -> one loss per row``.
+        prox: ``prox(scores, targets, λ per row) -> scores``.
+    """
+
+    value: Callable[[Array, Array], Array]
+    prox: Callable[[Array, Array, Array], Array]
+
+    family = "loss"
+
+    def supports(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
+        """Only the scores may be variables."""
+        return not any(variable[1:])
+
+    def apply(self, params: dict[str, Any], *operands: Array) -> Array:
+        """The mean over rows."""
+        scores, targets = operands[:2]
+        return jnp.mean(self.value(scores, targets))
+
+    def project(
+        self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
+    ) -> Projection:
+        """The proximal step; the distance is that of the step."""
+        scores, targets, lam, scale = operands
+        weight = weights.operands[0]
+        step = jnp.broadcast_to(lam * scale / weight, scores.shape[:-1])
+        # A scale that is not positive is a mistake that must not pass for a step.
+        moved = self.prox(scores, targets, jnp.where(step > 0, step, jnp.nan))
+        moment = Moment(weight * moved, weight)
+        none = (None,) * (len(operands) - 1)
+        return Projection((moment, *none), None, squared_distance(weight, moved, scores))
+
+    def masses(
+        self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
+    ) -> tuple[Any, ...]:
+        """One copy of the scores."""
+        return weights.operands
+
+
+_CROSS_ENTROPY = LossRule(prox.cross_entropy, prox.prox_cross_entropy)
+_SQUARED_ERROR = LossRule(prox.squared_error, prox.prox_squared_error)
+
+
+def _margin_rule(width: float) -> LossRule:
+    return LossRule(
+        lambda scores, targets: prox.margin(scores, targets, width),
+        lambda scores, targets, lam: prox.prox_margin(scores, targets, width, lam),
+    )
+
+
+def cross_entropy(
+    logits: Float[Array, "*rows classes"],
+    labels: Integer[ArrayLike, "*rows"] | Float[ArrayLike, "*rows classes"],
+    *,
+    lam: ArrayLike = 5.0,
+) -> Float[Array, ""]:
+    """The mean cross entropy of softmax(logits), projected by its exact proximal operator.
+
+    ``argmin_x λ CE(x, y) + ½ ω |x − logits|²`` for every row, solved by one scalar unknown per row
+    and the Wright omega function.
+
+    Args:
+        logits: scores, classes last.
+        labels: integers, one per row; or one-hot or soft rows that sum to 1.
+        lam: λ > 0, the strength of the pull; one number or one per row.
+
+    Returns:
+        The mean over rows.
+
+    Raises:
+        InputError: if shapes do not fit, labels are out of range or λ is not positive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import pjax_trace as pjax
+        >>> float(pjax.losses.cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))) == jnp.log(4)
+        Array(True, dtype=bool)
+    """
+    scores, targets, strength = _arguments("cross_entropy", logits, labels, lam)
+    return call(loss_p, _CROSS_ENTROPY, scores, targets, strength, name="cross_entropy")
+
+
+def margin(
+    scores: Float[Array, "*rows classes"],
+    labels: Integer[ArrayLike, "*rows"] | Float[ArrayLike, "*rows classes"],
+    *,
+    margin: float = 1.0,
+    lam: ArrayLike = jnp.inf,
+) -> Float[Array, ""]:
+    """The mean multiclass hinge ``max(0, margin + max_{j≠y} x_j − x_y)`` of Crammer and Singer.
+
+    ``argmin_x λ hinge(x) + ½ ω |x − scores|²`` for every row. With the default λ = ∞ it is a set:
+    the true class leads every other one by the margin.
+
+    Args:
+        scores: classes last.
+        labels: integers, one per row; or one-hot rows.
+        margin: the width, at least 0.
+        lam: λ > 0, ∞ included; one number or one per row.
+
+    Returns:
+        The mean over rows.
+
+    Raises:
+        InputError: if shapes do not fit, labels are out of range, or λ or the margin is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import pjax_trace as pjax
+        >>> float(pjax.losses.margin(jnp.array([[0.0, 3.0], [0.0, 3.0]]), jnp.array([1, 0])))
+        2.0
+    """
+    if not 0 <= margin < float("inf"):
+        raise InputError(f"losses.margin: margin must be finite and at least 0, not {margin!r}")
+    values, targets, strength = _arguments("margin", scores, labels, lam)
+    return call(loss_p, _margin_rules(float(margin)), values, targets, strength, name="margin")
+
+
+_MARGINS: dict[float, LossRule] = {}
+
+
+def _margin_rules(width: float) -> LossRule:
+    """One rule per width, so that equal functions trace to equal programs."""
+    return _MARGINS.setdefault(width, _margin_rule(width))
+
+
+def squared_error(
+    predictions: Float[Array, "*rows outputs"],
+    targets: Float[ArrayLike, "*rows outputs"],
+    *,
+    lam: ArrayLike = 1.0,
+) -> Float[Array, ""]:
+    """The mean over rows of ``½ |x − t|²``; ``argmin_x λ ½ |x − t|² + ½ ω |x − predictions|²``.
+
+    Args:
+        predictions: outputs last.
+        targets: of the same shape.
+        lam: λ > 0; one number or one per row.
+
+    Returns:
+        The mean over rows.
+
+    Raises:
+        InputError: if shapes do not fit or λ is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import pjax_trace as pjax
+        >>> float(pjax.losses.squared_error(jnp.zeros((3, 2)), jnp.ones((3, 2))))
+        1.0
+    """
+    predictions = _floating("squared_error", predictions)
+    goal = jnp.asarray(targets, predictions.dtype)
+    if goal.shape != predictions.shape or not predictions.ndim:
+        raise InputError(
+            f"losses.squared_error: predictions of shape {predictions.shape} need targets of the "
+            f"same shape with at least one axis, not {goal.shape}"
+        )
+    strength = _strength("squared_error", lam, predictions)
+    return call(loss_p, _SQUARED_ERROR, predictions, goal, strength, name="squared_error")
+
+
+def _floating(name: str, scores: Any) -> Array:
+    scores = jnp.asarray(scores)
+    if not jnp.issubdtype(scores.dtype, jnp.floating):
+        raise InputError(f"losses.{name}: scores must be floating point, not {scores.dtype}")
+    return scores
+
+
+def _arguments(name: str, scores: Any, labels: Any, lam: Any) -> tuple[Array, Array, Array]:
+    """Scores, one-hot targets and λ, checked as far as their values are known."""
+    scores, labels = _floating(name, scores), jnp.asarray(labels)
+    if not scores.ndim:
+        raise InputError(f"losses.{name}: scores need an axis of classes, but are a scalar")
+    classes = scores.shape[-1]
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        if labels.shape != scores.shape[:-1]:
+            raise InputError(
+                f"losses.{name}: scores of shape {scores.shape} need integer labels of shape "
+                f"{scores.shape[:-1]}, not {labels.shape}"
+            )
+        valid = (labels >= 0) & (labels < classes)
+        if not isinstance(labels, jax.core.Tracer) and not bool(jnp.all(valid)):
+            bad = np.asarray(labels)[~np.asarray(valid)][0]
+            raise InputError(f"losses.{name}: label {bad} is not one of the {classes} classes")
+        targets = jax.nn.one_hot(labels, classes, dtype=scores.dtype)
+        # Not a silent zero row: the step's check for NaN names this loss.
+        targets = jnp.where(valid[..., None], targets, jnp.nan)
+    elif jnp.issubdtype(labels.dtype, jnp.floating):
+        if labels.shape != scores.shape:
+            raise InputError(
+                f"losses.{name}: scores of shape {scores.shape} need one-hot labels of the same "
+                f"shape, or integer labels of shape {scores.shape[:-1]}, not {labels.shape}"
+            )
+        targets = labels.astype(scores.dtype)
+    else:
+        raise InputError(f"losses.{name}: labels must be integers or floats, not {labels.dtype}")
+    return scores, targets, _strength(name, lam, scores)
+
+
+def _strength(name: str, lam: Any, scores: Array) -> Array:
+    strength = jnp.asarray(lam, scores.dtype)
+    if strength.shape not in ((), scores.shape[:-1]):
+        raise InputError(
+            f"losses.{name}: λ must be one number or have shape {scores.shape[:-1]}, one per row, "
+            f"not {strength.shape}"
+        )
+    if not isinstance(strength, jax.core.Tracer) and not bool(jnp.all(strength > 0)):
+        raise InputError(f"losses.{name}: λ must be positive, not {lam}")
+    return strength

@@ -1,0 +1,326 @@
+"""A consensus graph and its data → the two projections that solvers iterate.
+
+Both lowerings offer the same `Space`. *Copy-free*, a point is one array per variable: after a
+consensus step all copies are equal, so the moments that rules return are all that is needed.
+With *copies*, a point is one array per edge, spread so that each scalar equation has its own.
+"""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from pjax_trace.graph import ConsensusGraph, Constraint, Variable, View
+from pjax_trace.registry import Projection, Weights
+from pjax_trace.trace import Value
+
+__all__ = ["CopyFree", "Copies", "Space", "expand_copies"]
+
+Values = tuple[Array, ...]
+
+
+class Problem:
+    """A graph with its data and metric: weights, total masses and offsets, made once an update."""
+
+    def __init__(
+        self,
+        graph: ConsensusGraph,
+        data: Mapping[Value, Any],
+        start: Mapping[Variable, Array],
+        metric: Mapping[Variable, float],
+    ):
+        self.graph = graph
+        self.data = data
+        self.start = start
+        # A copy of several variables at once (a concatenation) has the largest of their weights.
+        self.weights = {
+            c: tuple(
+                max(metric[base] for base in operand.bases) if isinstance(operand, View) else None
+                for operand in c.operands
+            )
+            for c in graph.constraints
+        }
+        self.offsets: dict[tuple[Constraint, int], Array] = {}
+        for c in graph.constraints:
+            for position, view in c.reads:
+                if view.offset:
+                    zeros = [jnp.zeros(base.shape, base.dtype) for base in view.bases]
+                    self.offsets[c, position] = view(data, *zeros)
+        self.masses: dict[Variable, Array] = {}
+        self._unread: dict[Variable, Array | None] = {}
+        self._weigh()
+
+    def _weigh(self) -> None:
+        """Total weight of all readers, from the last constraint back to the parameters."""
+        totals: dict[Variable, Array] = {}
+        graph = self.graph
+        for c in reversed(graph.constraints):
+            operands = self.operands(c, self.start)
+            if c.out is not None:
+                self._settle(c.out, totals)
+            masses = c.rule.masses(c.params, operands, self.target(c, self.start), self.metric(c))
+            for position, view in c.reads:
+                mass = jnp.broadcast_to(masses[position], view.shape).astype(view.out.dtype)
+                if not view.identity:
+                    ones = [jnp.ones(base.shape, base.dtype) for base in view.bases]
+                    slope = view(self.data, *ones) - self.offsets.get((c, position), 0.0)
+                    mass = mass * slope
+                for base, total in zip(view.bases, self.pull(view, mass), strict=True):
+                    totals[base] = totals[base] + total if base in totals else total
+        for parameter in graph.parameters:
+            self._settle(parameter, totals)
+
+    def _settle(self, variable: Variable, totals: Mapping[Variable, Array]) -> None:
+        readers = self.graph.readers[variable]
+        views = [c.operands[i] for c, i in readers]
+        surely_read = any(isinstance(view, View) and view.total for view in views)
+        mass = totals.get(variable)
+        if mass is None:
+            mass = jnp.zeros(variable.shape, variable.dtype)
+        self._unread[variable] = None if surely_read else mass == 0
+        # Where nobody reads an element, any weight does: it keeps its value.
+        self.masses[variable] = mass if surely_read else jnp.where(mass == 0, 1.0, mass)
+
+    def metric(self, c: Constraint) -> Weights:
+        """The metric as a constraint sees it."""
+        return Weights(self.weights[c], None if c.out is None else self.masses[c.out])
+
+    def pull(self, view: View, moment: Array) -> tuple[Array, ...]:
+        """Back through a view to its bases."""
+        return (moment,) if view.identity else view.pull(self.data, moment)
+
+    def look(self, view: View, values: Mapping[Variable, Array]) -> Array:
+        """Forward through a view."""
+        return view(self.data, *(values[base] for base in view.bases))
+
+    def operands(self, c: Constraint, values: Mapping[Variable, Array]) -> list[Array]:
+        """What a constraint reads."""
+        return [
+            self.look(o, values) if isinstance(o, View) else self.data[o] for o in c.operands
+        ]
+
+    def target(self, c: Constraint, values: Mapping[Variable, Array]) -> Array | None:
+        """What the readers of a constraint's output ask of it."""
+        return None if c.out is None else values[c.out]
+
+    def project(self, c: Constraint, operands: Sequence[Array], target: Any) -> Projection:
+        """Project onto one constraint."""
+        if c.out is not None and self._unread[c.out] is not None:
+            # An output element that nobody reads is free: its equation asks nothing of anyone.
+            unread = self._unread[c.out]
+            target = jnp.where(unread, c.rule.apply(c.params, *operands), target)
+        return c.rule.project(c.params, operands, target, self.metric(c))
+
+    def gather(
+        self, moments: Mapping[tuple[Constraint, int], Array], fallback: Mapping[Variable, Array]
+    ) -> dict[Variable, Array]:
+        """Consensus: every variable as the weighted mean of the copies in ``moments``.
+
+        ``moments`` holds ``Σ ω x'`` per edge, already less ``Σ ω · offset``.
+        """
+        totals: dict[Variable, Array] = {}
+        for (c, position), moment in moments.items():
+            view = c.operands[position]
+            assert isinstance(view, View)
+            for base, total in zip(view.bases, self.pull(view, moment), strict=True):
+                totals[base] = totals[base] + total if base in totals else total
+        means = {}
+        for variable, total in totals.items():
+            mean = total / self.masses[variable]
+            unread = self._unread[variable]
+            means[variable] = mean if unread is None else jnp.where(unread, fallback[variable], mean)
+        return means
+
+    def centred(self, c: Constraint, position: int, moment: Any) -> Array:
+        """``Σ ω x'`` less ``Σ ω · offset``."""
+        offset = self.offsets.get((c, position))
+        return moment.first if offset is None else moment.first - moment.mass * offset
+
+
+class Space(abc.ABC):
+    """What a solver iterates in: points, and projections onto groups of constraints.
+
+    A group is a set of nodes (constraints and parameters). ``groups`` are the two colours, the
+    outputs' first; ``cycle`` is every constraint by itself, from the outputs back.
+    """
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        graph = problem.graph
+        nodes = [*graph.parameters, *graph.constraints]
+        self.groups = tuple(
+            tuple(node for node in nodes if graph.colours[node] == side) for side in (0, 1)
+        )
+        self.cycle = (*((c,) for c in reversed(graph.constraints)), graph.parameters)
+
+    @property
+    def order(self) -> dict[Constraint, int]:
+        """The position of every constraint in a vector of distances."""
+        return {c: i for i, c in enumerate(self.problem.graph.constraints)}
+
+    @abc.abstractmethod
+    def expand(self, values: Values) -> Any:
+        """The point in which all copies agree with these values."""
+
+    @abc.abstractmethod
+    def collapse(self, point: Any) -> Values:
+        """The consensus values of a point."""
+
+    @abc.abstractmethod
+    def project(self, point: Any, group: Sequence[Any]) -> tuple[Any, Array]:
+        """The nearest point that satisfies a group, and the squared distance per constraint."""
+
+    def _distances(self, distances: Mapping[Constraint, Array]) -> Array:
+        constraints = self.problem.graph.constraints
+        zero = jnp.zeros((), jnp.result_type(float))
+        return jnp.stack([distances.get(c, zero).astype(zero.dtype) for c in constraints])
+
+
+class CopyFree(Space):
+    """One array per variable. Groups must be whole colours, so that consensus sees all readers."""
+
+    def expand(self, values: Values) -> Values:
+        """A point is its values."""
+        return values
+
+    def collapse(self, point: Values) -> Values:
+        """A point is its values."""
+        return point
+
+    def project(self, point: Values, group: Sequence[Any]) -> tuple[Values, Array]:
+        """Constraints of the group move their outputs and, by their moments, their operands."""
+        problem, variables = self.problem, self.problem.graph.variables
+        values = dict(zip(variables, point, strict=True))
+        moved = dict(values)
+        moments: dict[tuple[Constraint, int], Array] = {}
+        distances = {}
+        for c in group:
+            if isinstance(c, Variable):
+                continue  # a parameter is at the mean of its copies already
+            result = problem.project(c, problem.operands(c, values), problem.target(c, values))
+            distances[c] = result.distance
+            if c.out is not None:
+                moved[c.out] = result.out
+            for position, _ in c.reads:
+                moment = result.moments[position]
+                moments[c, position] = problem.centred(c, position, moment)
+        moved.update(problem.gather(moments, values))
+        return tuple(moved[v] for v in variables), self._distances(distances)
+
+    def gaps(self, values: Values) -> Array:
+        """The squared distance of every constraint from its graph at a consensus state."""
+        problem = self.problem
+        env = dict(zip(problem.graph.variables, values, strict=True))
+        return self._distances(
+            {
+                c: problem.project(c, problem.operands(c, env), problem.target(c, env)).distance
+                for c in problem.graph.constraints
+            }
+        )
+
+
+class Copies(Space):
+    """One array per edge, spread over its scalar equations. Any group of nodes will do."""
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem)
+        self.edges = [
+            (c, position) for c in problem.graph.constraints for position, _ in c.reads
+        ]
+
+    def expand(self, values: Values) -> Values:
+        """Every edge sees the value of its variables."""
+        env = dict(zip(self.problem.graph.variables, values, strict=True))
+        return tuple(self.problem.look(c.operands[i], env) for c, i in self.edges)  # pyright: ignore
+
+    def collapse(self, point: Values) -> Values:
+        """The weighted mean of all copies of every variable."""
+        means = self._means(dict(zip(self.edges, point, strict=True)), self.edges)
+        start = self.problem.start
+        return tuple(means.get(v, start[v]) for v in self.problem.graph.variables)
+
+    def _means(
+        self, copies: Mapping[tuple[Constraint, int], Array], edges: Sequence[Any]
+    ) -> dict[Variable, Array]:
+        problem = self.problem
+        moments = {}
+        for c, i in edges:
+            copy, offset = copies[c, i], problem.offsets.get((c, i))
+            weight = problem.weights[c][i]
+            moments[c, i] = weight * (copy if offset is None else copy - offset)
+        return problem.gather(moments, problem.start)
+
+    def project(self, point: Values, group: Sequence[Any]) -> tuple[Values, Array]:
+        """Each node of the group projects the copies on the edges that it reads and produces."""
+        problem, graph = self.problem, self.problem.graph
+        copies = dict(zip(self.edges, point, strict=True))
+        moved = dict(copies)
+        produced = {node if isinstance(node, Variable) else node.out for node in group} - {None}
+        outgoing = [
+            (c, i) for c, i in self.edges if not produced.isdisjoint(c.operands[i].bases)  # pyright: ignore
+        ]
+        values = self._means(copies, outgoing)
+        distances = {}
+        for c in group:
+            if isinstance(c, Variable):
+                continue
+            operands = [
+                copies[c, i] if isinstance(o, View) else problem.data[o]
+                for i, o in enumerate(c.operands)
+            ]
+            target = None if c.out is None else values[c.out]
+            result = problem.project(c, operands, target)
+            distances[c] = result.distance
+            if c.out is not None:
+                values[c.out] = result.out
+            for i, _ in c.reads:
+                moment = result.moments[i]
+                assert moment is not None
+                moved[c, i] = moment.first / moment.mass
+        for c, i in outgoing:
+            view = c.operands[i]
+            assert isinstance(view, View)
+            moved[c, i] = self._write(view, moved[c, i], values, produced)
+        point = tuple(moved[edge] for edge in self.edges)
+        return point, self._distances(distances)
+
+    def _write(
+        self, view: View, copy: Array, values: Mapping[Variable, Array], produced: set[Any]
+    ) -> Array:
+        """The copy, with what the produced variables say in their places."""
+        arrays = [
+            values[b] if b in produced else jnp.zeros(b.shape, b.dtype) for b in view.bases
+        ]
+        written = view(self.problem.data, *arrays)
+        if produced.issuperset(view.bases):
+            return written
+        flags = [jnp.full(b.shape, float(b in produced), b.dtype) for b in view.bases]
+        zeros = [jnp.zeros(b.shape, b.dtype) for b in view.bases]
+        data = self.problem.data
+        return jnp.where(view(data, *flags) != view(data, *zeros), written, copy)
+
+
+def expand_copies(graph: ConsensusGraph) -> ConsensusGraph:
+    """The graph in which every scalar equation reads its own copies."""
+
+    @functools.cache
+    def expanded(c: Constraint) -> Constraint:
+        expansion = c.rule.expand(c.params, c.shapes, c.variable)
+        operands = tuple(
+            operand.followed_by(view) if isinstance(operand, View) else operand
+            for operand, view in zip(c.operands, expansion.views, strict=True)
+        )
+        return dataclasses.replace(
+            c, rule=expansion.rule, params=expansion.params, operands=operands
+        )
+
+    constraints = tuple(expanded(c) for c in graph.constraints)
+    colours = {
+        (expanded(node) if isinstance(node, Constraint) else node): side
+        for node, side in graph.colours.items()
+    }
+    return dataclasses.replace(graph, constraints=constraints, colours=colours)

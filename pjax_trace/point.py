@@ -1,0 +1,239 @@
+"""``project_point``: the nearest point on the graph of one function, to check one's understanding."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike
+
+from pjax_trace.build import build_graph
+from pjax_trace.errors import InputError, TraceError
+from pjax_trace.graph import ConsensusGraph, Constraint, Variable, View
+from pjax_trace.registry import Weights
+from pjax_trace.rules.sums import identity
+from pjax_trace.trace import Value, trace_program
+
+__all__ = ["project_point"]
+
+
+def project_point(
+    fn: Callable[..., Array],
+    operands: tuple[ArrayLike, ...],
+    out: ArrayLike,
+    *,
+    weights: tuple[Sequence[float], ArrayLike] | None = None,
+) -> tuple[tuple[Array, ...], Array]:
+    """The nearest point on the graph of a function that traces to one constraint.
+
+    ``argmin Σ_i ω_i |x_i − operands_i|² + Σ ω_out (z − out)²`` subject to ``z = fn(*x)``, globally.
+
+    Args:
+        fn: takes the operands and returns one array. Arrays that it closes over are data.
+        operands: a tuple of floating-point arrays, the point's coordinates before the function.
+        out: the coordinates after it, of the shape that ``fn`` returns.
+        weights: ``(one positive scalar per operand, positive scalar or array for out)``; default 1.
+
+    Returns:
+        ``(operands, out)``, with ``out`` exactly ``fn(*operands)``.
+
+    Raises:
+        InputError: for operands, shapes or weights that do not fit.
+        TraceError: if ``fn`` traces to more than one constraint, or its scalar equations share
+            operands (a matrix product does), so that there is no closed form.
+        MissingRuleError: if ``fn`` has primitives without a rule.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import pjax_trace as pjax
+        >>> (x, w), z = pjax.project_point(jnp.multiply, (1.0, 2.0), 2.0)
+        >>> float(x), float(w), float(z)
+        (1.0, 2.0, 2.0)
+        >>> (x,), z = pjax.project_point(jnp.abs, (jnp.array([1.0, -1.0]),), jnp.array([3.0, 3.0]))
+        >>> x.tolist(), z.tolist()
+        ([2.0, -2.0], [2.0, 2.0])
+    """
+    if not isinstance(operands, tuple):
+        raise InputError(
+            f"project_point: operands must be a tuple of arrays, not {type(operands).__name__}"
+        )
+    arrays = [_array(f"operand {i}", x) for i, x in enumerate(operands)]
+    if not arrays:
+        raise InputError("project_point: there must be at least one operand")
+    shape = jax.eval_shape(fn, *arrays)
+    if not hasattr(shape, "shape"):
+        raise InputError("project_point: the function must return one array")
+    target = _array("out", out)
+    if target.shape != shape.shape:
+        raise InputError(
+            f"project_point: the function returns shape {shape.shape}, but out has {target.shape}"
+        )
+    operand_weights, out_weight = _weights(weights, arrays, target)
+    program = trace_program(
+        lambda xs, _: [fn(*xs)],
+        arrays,
+        [],
+        names=[f"operands[{i}]" for i in range(len(arrays))],
+    )
+    graph = build_graph(program)
+    constraint, view = _only_constraint(graph)
+    moved = _project(constraint, view, graph, arrays, target, operand_weights, out_weight)
+    return moved, fn(*moved)
+
+
+def _project(
+    c: Constraint,
+    out_view: View,
+    graph: ConsensusGraph,
+    arrays: Sequence[Array],
+    target: Array,
+    operand_weights: Sequence[float],
+    out_weight: Array,
+) -> tuple[Array, ...]:
+    """Through the views: into the constraint's own coordinates, and back."""
+    parameters = graph.parameters
+    values = dict(zip(parameters, arrays, strict=True))
+    weight_of = dict(zip(parameters, operand_weights, strict=True))
+    data = graph.program.evaluate(arrays, [])
+    operands, weights = [], []
+    for operand in c.operands:
+        if isinstance(operand, View):
+            operands.append(operand(data, *(values[b] for b in operand.bases)))
+            weights.append(_operand_weight(c, operand, data, weight_of))
+        else:
+            operands.append(data[operand])
+            weights.append(None)
+    slope, offset = _affine(out_view, data)
+    (mass,) = out_view.pull(data, out_weight * slope)
+    (first,) = out_view.pull(data, out_weight * (target - offset))
+    # An output element that the function does not return asks nothing of its equation.
+    returned = mass > 0
+    mass = jnp.where(returned, mass, 1)
+    inner = jnp.where(returned, first / mass, c.rule.apply(c.params, *operands))
+    result = c.rule.project(c.params, operands, inner, Weights(tuple(weights), mass))
+    moved = dict(values)
+    for position, view in c.reads:
+        moment = result.moments[position]
+        assert moment is not None
+        copy = moment.first / moment.mass
+        slope, offset = _affine(view, data)
+        # Every element is read once, so its copy determines it: x = (y - o) / c.
+        back = view.pull(data, jnp.where(slope == 0, 0, (copy - offset) / _nonzero(slope)))
+        read = view.pull(data, jnp.where(slope == 0, 0, 1 / _nonzero(slope)))
+        for base, x, once in zip(view.bases, back, read, strict=True):
+            moved[base] = jnp.where(once == 0, moved[base], x / _nonzero(once))
+    return tuple(moved[p] for p in parameters)
+
+
+def _nonzero(x: Array) -> Array:
+    return jnp.where(x == 0, 1, x)
+
+
+def _affine(view: View, data: Any) -> tuple[Array, Array]:
+    """Slope and offset of every element of a view."""
+    offset = view(data, *(jnp.zeros(b.shape, b.dtype) for b in view.bases))
+    return view(data, *(jnp.ones(b.shape, b.dtype) for b in view.bases)) - offset, offset
+
+
+def _operand_weight(
+    c: Constraint, view: View, data: Any, weight_of: dict[Variable, float]
+) -> Array | float:
+    """The weight of a copy ``c·x + o`` of x: that of x over c², in the copy's own units."""
+    slope, _ = _affine(view, data)
+    linear = [jnp.full(b.shape, weight_of[b], b.dtype) for b in view.bases]
+    zeros = [jnp.zeros(b.shape, b.dtype) for b in view.bases]
+    own = (view(data, *linear) - view(data, *zeros)) / _nonzero(slope)
+    weight = jnp.where(slope == 0, _FIXED, own / jnp.square(_nonzero(slope)))
+    if not weight.size or bool(jnp.all(weight == weight.reshape(-1)[0])):
+        return float(weight.reshape(-1)[0]) if weight.size else 1.0
+    if not c.rule.elementwise(c.params):
+        raise TraceError(
+            f"project_point: {c.name} at {c.source} reads an operand whose elements weigh "
+            "differently, because data scale them; there is no closed form then"
+        )
+    return weight
+
+
+_FIXED = 1e30  # the weight of a copy that cannot move, because its slope is zero
+
+
+def _array(name: str, x: Any) -> Array:
+    """A floating-point array; Python's numbers and integers are converted."""
+    array = jnp.asarray(x)
+    if jnp.issubdtype(array.dtype, jnp.integer) and not hasattr(x, "dtype"):
+        array = array.astype(jnp.result_type(float))
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise InputError(f"project_point: {name} must be floating point, not {array.dtype}")
+    if not isinstance(array, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(array))):
+        raise InputError(f"project_point: {name} is not finite")
+    return array
+
+
+def _weights(
+    weights: Any, arrays: Sequence[Array], target: Array
+) -> tuple[tuple[float, ...], Array]:
+    if weights is None:
+        return (1.0,) * len(arrays), jnp.ones_like(target)
+    hint = "weights must be (one positive scalar per operand, positive scalar or array for out)"
+    try:
+        first, second = weights
+        scalars = tuple(float(w) for w in first)
+        out = jnp.broadcast_to(jnp.asarray(second, target.dtype), target.shape)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"project_point: {hint}: {error}") from error
+    if len(scalars) != len(arrays):
+        raise InputError(
+            f"project_point: {hint}; there are {len(arrays)} operands, but {len(scalars)} weights"
+        )
+    positive = all(0 < w < float("inf") for w in scalars)
+    known = not isinstance(out, jax.core.Tracer)
+    if not positive or (known and not bool(jnp.all((out > 0) & jnp.isfinite(out)))):
+        raise InputError(f"project_point: {hint}")
+    return scalars, out
+
+
+def _only_constraint(graph: ConsensusGraph) -> tuple[Constraint, View]:
+    """The one constraint of a function, and how its result reads the constraint's output."""
+    (view,) = graph.outputs
+    if view is None:
+        raise TraceError("project_point: the function's result does not depend on its operands")
+    if not graph.constraints:  # a view alone: the graph of y = view(x)
+        rule, params = identity(view.shape)
+        value = Value(-1, view.shape, view.out.dtype, True)
+        out = Variable("identity", value, False)
+        c = Constraint("identity", rule, params, (view,), out, "the function")
+        view = View((out,), (), value)
+    elif len(graph.constraints) > 1 or view.bases != (graph.constraints[0].out,):
+        steps = "\n".join(f"  {c.label}" for c in graph.constraints)
+        raise TraceError(
+            "project_point needs a function that traces to one constraint, but this one has "
+            f"{len(graph.constraints)}:\n{steps}\nProject onto each by itself; for all of them "
+            "together there is no closed form, which is what pjax.project is for"
+        )
+    else:
+        (c,) = graph.constraints
+    _check_sharing(c, graph)
+    return c, view
+
+
+def _check_sharing(c: Constraint, graph: ConsensusGraph) -> None:
+    """Refuse if two scalar equations read the same element."""
+    expansion = c.rule.expand(c.params, c.shapes, c.variable)
+    names, start = {}, 1
+    for p in graph.parameters:
+        size = int(np.prod(p.shape))
+        names[p] = np.arange(start, start + size, dtype=np.int32).reshape(p.shape)
+        start += size
+    read = [view.elements(graph.program.constants, names) for _, view in c.reads]
+    known = [a.ravel() for a in read if a is not None]
+    elements = np.concatenate(known) if known else np.zeros(0, np.int32)
+    elements = elements[elements > 0]
+    shared = any(view is not None for view in expansion.views)
+    if shared or len(known) < len(read) or len(np.unique(elements)) < len(elements):
+        raise TraceError(
+            f"project_point: the scalar equations of {c.name} at {c.source} share operands (an "
+            "element is read by several of them), so the nearest point of all of them together has "
+            "no closed form. Project one row at a time, or use pjax.project, in which every "
+            "equation has a copy of its own"
+        )

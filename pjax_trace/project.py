@@ -1,0 +1,559 @@
+"""The transform: ``pjax.project(fn)`` trains the variables of a function by projections."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from pjax_trace.build import OUTPUTS, build_graph
+from pjax_trace.calls import loss_p
+from pjax_trace.errors import InputError, NonFiniteError, TraceError
+from pjax_trace.graph import ConsensusGraph, Constraint, Variable
+from pjax_trace.lower import Copies, CopyFree, Problem, Space, expand_copies
+from pjax_trace.metric import Metric
+from pjax_trace.solvers import AlternatingProjections, Solver
+from pjax_trace.trace import Value, trace_program
+
+__all__ = ["Info", "Projected", "State", "project"]
+
+
+class Info(eqx.Module):
+    """What an update did. A pytree; ``print(info)`` shows it constraint by constraint.
+
+    Attributes:
+        gap: how far the returned consensus state is from all constraints but the losses, in the
+            metric: the root of the sum of squares of ``gaps``.
+        distances: the gap of every constraint, in the order of ``names``.
+        loss_values: the value of every loss at the same state, in the order of ``loss_names``.
+        history: the distance moved in every step, losses apart; NaN for steps not taken.
+        steps: how many steps were taken.
+        finite: False if something was not finite; then the parameters are those that came in.
+    """
+
+    gap: Float[Array, ""]
+    distances: Float[Array, "constraints"]
+    loss_values: Float[Array, "losses"]
+    history: Float[Array, "steps"]
+    steps: Int[Array, ""]
+    finite: Bool[Array, ""]
+    culprit: Int[Array, ""]
+    names: tuple[str, ...] = eqx.field(static=True)
+    loss_names: tuple[str, ...] = eqx.field(static=True)
+    sources: tuple[str, ...] = eqx.field(static=True)
+    suspects: tuple[str, ...] = eqx.field(static=True)
+
+    @property
+    def gaps(self) -> dict[str, Array]:
+        """The gap of every constraint, by name."""
+        return dict(zip(self.names, self.distances, strict=True))
+
+    @property
+    def losses(self) -> dict[str, Array]:
+        """The value of every loss, by name."""
+        return dict(zip(self.loss_names, self.loss_values, strict=True))
+
+    def __str__(self) -> str:
+        lines = [f"gap {float(self.gap):.4g} after {int(self.steps)} steps"]
+        width = max(map(len, (*self.names, *self.loss_names)), default=0)
+        for name, value in self.losses.items():
+            lines.append(f"  loss {name:<{width}}  {float(value):.4g}")
+        for (name, value), source in zip(self.gaps.items(), self.sources, strict=True):
+            lines.append(f"  gap  {name:<{width}}  {float(value):.4g}  {source}")
+        return "\n".join(lines)
+
+
+class State(eqx.Module):
+    """What lives on between updates, a pytree of arrays.
+
+    Attributes:
+        steps: how many steps were taken so far.
+        updates: how many updates.
+    """
+
+    steps: Int[Array, ""]
+    updates: Int[Array, ""]
+    structure: Any = eqx.field(static=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Signature:
+    """A call with its arrays taken out: hashable, so that each kind of call compiles once."""
+
+    structure: Any
+    static: tuple[Any, ...]
+    parameter: tuple[bool, ...]
+    names: tuple[str, ...]
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        return tuple(n for n, p in zip(self.names, self.parameter, strict=True) if p)
+
+    @property
+    def data_names(self) -> tuple[str, ...]:
+        flags = zip(self.names, self.parameter, self.static, strict=True)
+        return tuple(n for n, p, s in flags if not p and s is _ARRAY)
+
+    def rebuild(self, parameters: Sequence[Any], data: Sequence[Any]) -> tuple[tuple, dict]:
+        """The arguments, from their arrays."""
+        moving, fixed = iter(parameters), iter(data)
+        leaves = [
+            next(moving) if p else next(fixed) if s is _ARRAY else s
+            for p, s in zip(self.parameter, self.static, strict=True)
+        ]
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+class _Array:
+    def __repr__(self) -> str:
+        return "array"
+
+
+_ARRAY = _Array()
+
+
+class Projected:
+    """A function turned into a solver for its variables. Made by `project`."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        argnums: int | tuple[int, ...],
+        solver: Solver,
+        steps: int,
+        metric: Metric,
+        copies: bool,
+        tol: float | None,
+    ):
+        functools.update_wrapper(self, fn, updated=())
+        self._fn = fn
+        self._argnums = argnums
+        self._solver = solver
+        self._steps = steps
+        self._metric = metric
+        self._copies = copies
+        self._tol = tol
+        self._jitted = jax.jit(self._run, static_argnums=0, donate_argnums=2)
+
+    def __repr__(self) -> str:
+        name = getattr(self._fn, "__name__", repr(self._fn))
+        return f"project({name}, solver={self._solver}, steps={self._steps})"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Info]:
+        """One update from scratch: the arguments of the function → new parameters and info."""
+        parameters = self._parameters_of(args)
+        new, _, info = self._update(parameters, self.init(parameters), args, kwargs)
+        return new, info
+
+    def init(self, params: PyTree) -> State:
+        """The state to start from.
+
+        Raises:
+            InputError: if ``params`` has no floating-point array, or integer ones outside modules.
+        """
+        _check_parameters(params)
+        zero = functools.partial(jnp.zeros, (), jnp.int32)
+        return State(zero(), zero(), _structure(params))
+
+    def update(self, params: PyTree, state: State, *args: Any, **kwargs: Any) -> tuple:
+        """One update: ``params, state, info``.
+
+        The state is donated: use the one that is returned.
+
+        Args:
+            params: the arguments that ``argnums`` names (a tuple of them if that is a tuple).
+            state: from `init` or the last update.
+            *args: the other arguments of the function, in order.
+            **kwargs: keyword arguments of the function; always data.
+
+        Raises:
+            InputError: if the shapes of ``params`` are not those of ``state``.
+            NonFiniteError: if NaN or infinity turns up (not under ``jax.jit``: there
+                ``info.finite`` tells, and the parameters come back as they were).
+        """
+        if not isinstance(state, State):
+            raise InputError(f"update: state must come from init, but is {type(state).__name__}")
+        if _structure(params) != state.structure:
+            raise InputError(_mismatch(params, state.structure))
+        return self._update(params, state, self._insert(params, args), kwargs)
+
+    def trace(self, *args: Any, **kwargs: Any) -> ConsensusGraph:
+        """The consensus graph of a call, without running it."""
+        signature, parameters, data = self._split(args, kwargs)
+        return self._graph(signature, parameters, data)
+
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
+        """The update of a call, lowered by XLA but not run; ``.compile()`` goes on, as for jit."""
+        signature, parameters, data = self._split(args, kwargs)
+        return self._jitted.lower(
+            signature, parameters, self.init(self._parameters_of(args)), data
+        )
+
+    def _numbers(self) -> tuple[int, ...]:
+        return self._argnums if isinstance(self._argnums, tuple) else (self._argnums,)
+
+    def _parameters_of(self, args: tuple) -> Any:
+        if len(args) <= max(self._numbers()):
+            raise InputError(
+                f"{getattr(self._fn, '__name__', 'the function')} takes its parameters as "
+                f"argument {max(self._numbers())}, but was called with {len(args)} arguments"
+            )
+        if isinstance(self._argnums, tuple):
+            return tuple(args[i] for i in self._argnums)
+        return args[self._argnums]
+
+    def _insert(self, params: Any, rest: tuple) -> tuple:
+        own = params if isinstance(self._argnums, tuple) else (params,)
+        places = dict(zip(self._numbers(), own, strict=True))
+        others = iter(rest)
+        count = len(places) + len(rest)
+        return tuple(places[i] if i in places else next(others) for i in range(count))
+
+    def _split(self, args: tuple, kwargs: dict) -> tuple[_Signature, list[Any], list[Any]]:
+        """A call's arrays: those to solve for, and data; and what is left."""
+        leaves, structure = jax.tree_util.tree_flatten_with_path((args, kwargs))
+        names = _argument_names(self._fn, len(args))
+        flags, static, labels = [], [], []
+        parameters, data = [], []
+        for path, leaf in leaves:
+            place, number, *inner = path
+            own = place.idx == 0 and number.idx in self._numbers()
+            root = names[number.idx] if place.idx == 0 else number.key
+            labels.append(root + jax.tree_util.keystr(tuple(inner)))
+            moving = own and eqx.is_inexact_array_like(leaf) and eqx.is_array_like(leaf)
+            moving = moving and not isinstance(leaf, (bool, int, float, complex))
+            flags.append(moving)
+            if moving:
+                parameters.append(jnp.asarray(leaf))
+                static.append(_ARRAY)
+            elif eqx.is_array(leaf) or isinstance(leaf, (np.ndarray, np.generic)):
+                data.append(leaf)
+                static.append(_ARRAY)
+            else:
+                static.append(leaf)
+        signature = _Signature(structure, tuple(static), tuple(flags), tuple(labels))
+        try:
+            hash(signature)
+        except TypeError as error:
+            raise InputError(f"an argument that is no array must be hashable: {error}") from error
+        return signature, parameters, data
+
+    def _graph(
+        self, signature: _Signature, parameters: Sequence[Any], data: Sequence[Any]
+    ) -> ConsensusGraph:
+        def function(parameters: list[Any], data: list[Any]) -> list[Any]:
+            args, kwargs = signature.rebuild(parameters, data)
+            return jax.tree.leaves(eqx.filter(self._fn(*args, **kwargs), eqx.is_array))
+
+        program = trace_program(
+            function,
+            parameters,
+            data,
+            names=(*signature.parameter_names, *signature.data_names),
+            roots=OUTPUTS,
+            objectives=(loss_p,),
+        )
+        graph = build_graph(program)
+        if not any(c.out is None for c in graph.constraints):
+            raise TraceError(
+                f"{getattr(self._fn, '__name__', 'the function')} has no output constraint, so "
+                "there is nothing to solve for: use a loss of pjax_trace.losses on what it "
+                "computes, or pjax_trace.constrain"
+            )
+        return graph
+
+    def _update(self, params: Any, state: State, args: tuple, kwargs: dict) -> tuple:
+        _check_parameters(params)
+        signature, parameters, data = self._split(args, kwargs)
+        moved, new_state, info = self._jitted(signature, parameters, state, data)
+        moving, fixed = eqx.partition(params, _is_moving)
+        new = eqx.combine(jax.tree.unflatten(jax.tree.structure(moving), moved), fixed)
+        if not isinstance(info.finite, jax.core.Tracer) and not bool(info.finite):
+            culprit = info.suspects[int(info.culprit)]
+            raise NonFiniteError(
+                f"NaN or infinity in {culprit}. The update was dropped; the last good parameters "
+                "are in this error's .params, the state in its .state. Check the data's scale, or "
+                "give the parameters more weight (metric)",
+                params=new,
+                state=new_state,
+                culprit=culprit,
+            )
+        return new, new_state, info
+
+    def _run(
+        self, signature: _Signature, parameters: list[Array], state: State, data: list[Any]
+    ) -> tuple[list[Array], State, Info]:
+        """One update, traced once per signature and compiled into one computation."""
+        graph = self._graph(signature, parameters, data)
+        run = _Run(graph, self._metric, parameters, data)
+        space = run.copies if self._copies else run.copy_free
+        values, history, steps = self._iterate(run, space)
+        outputs = {c: i for i, c in enumerate(graph.constraints) if c.rule.family == "loss"}
+        hard = [i for i, c in enumerate(graph.constraints) if c not in outputs]
+        squared = run.copy_free.gaps(values)
+        flags, suspects = run.suspects(history, squared, signature, space)
+        finite = jnp.logical_not(jnp.any(flags))
+        env = dict(zip(graph.variables, values, strict=True))
+        losses = [c.rule.apply(c.params, *run.problem.operands(c, env)) for c in outputs]
+        taken = jnp.arange(history.shape[0]) < steps
+        moved = jnp.sqrt(jnp.sum(history[:, np.array(hard, int)], 1))
+        info = Info(
+            gap=jnp.sqrt(jnp.sum(squared[np.array(hard, int)])),
+            distances=jnp.sqrt(squared[np.array(hard, int)]),
+            loss_values=jnp.stack([jnp.mean(v) for v in losses]) if losses else jnp.zeros(0),
+            history=jnp.where(taken, moved, jnp.nan),
+            steps=steps,
+            finite=finite,
+            culprit=jnp.argmax(flags),
+            names=tuple(graph.constraints[i].name for i in hard),
+            loss_names=tuple(c.name for c in outputs),
+            sources=tuple(graph.constraints[i].source for i in hard),
+            suspects=suspects,
+        )
+        # An update is a transaction: all of it, or nothing.
+        new = [
+            jnp.where(finite, env[p].astype(old.dtype), old)
+            for p, old in zip(graph.parameters, parameters, strict=True)
+        ]
+        counts = (state.steps + steps, state.updates + 1)
+        new_state = State(
+            jnp.where(finite, counts[0], state.steps),
+            jnp.where(finite, counts[1], state.updates),
+            state.structure,
+        )
+        return new, new_state, info
+
+    def _iterate(self, run: "_Run", space: Space) -> tuple[Any, Array, Array]:
+        """All steps: the values at the end, squared distances by step, and the number of steps."""
+        solver = self._solver
+        carry = solver.init(space, run.values)
+        if self._tol is None:
+            carry, history = jax.lax.scan(
+                lambda carry, _: solver.step(space, carry), carry, None, length=self._steps
+            )
+            return solver.values(space, carry), history, jnp.asarray(self._steps, jnp.int32)
+        hard = np.array([c.rule.family != "loss" for c in run.graph.constraints])
+        history = jnp.zeros((self._steps, len(hard)), jnp.result_type(float))
+
+        def unfinished(loop: Any) -> Array:
+            _, carry, history, k = loop
+            values = solver.values(space, carry)
+            gap = jnp.sqrt(jnp.sum(run.copy_free.gaps(values), where=hard))
+            last = history[jnp.maximum(k - 1, 0)]
+            return (k < self._steps) & ((gap > self._tol) | (k == 0)) & jnp.all(jnp.isfinite(last))
+
+        def body(loop: Any) -> Any:
+            go, carry, history, k = loop
+            carry, distances = solver.step(space, carry)
+            return go, carry, history.at[k].set(distances), k + 1
+
+        loop = (None, carry, history, jnp.zeros((), jnp.int32))
+        _, carry, history, steps = jax.lax.while_loop(unfinished, body, loop)
+        return solver.values(space, carry), history, steps
+
+
+class _Run:
+    """One traced update: the forward pass, and the problem it starts from."""
+
+    def __init__(
+        self,
+        graph: ConsensusGraph,
+        metric: Metric,
+        parameters: Sequence[Array],
+        data: Sequence[Any],
+    ):
+        env = graph.program.evaluate(parameters, data)
+        known: dict[Value, Any] = {**env, **graph.objective.evaluate_scales(env)}
+        self.graph, self.data, self.parameters = graph, data, parameters
+        self.start: dict[Variable, Array] = {}
+        for variable in graph.variables:
+            if variable.value in known:
+                self.start[variable] = known[variable.value]
+            else:  # an identity: the value of what it repeats
+                (view,) = [o for _, o in graph.producers[variable].reads]
+                self.start[variable] = self.start[view.bases[0]]
+        self._known = known
+        self._weights = metric.resolve(graph)
+        self.problem = Problem(graph, known, self.start, self._weights)
+        self.values = tuple(self.start[v] for v in graph.variables)
+        self.copy_free = CopyFree(self.problem)
+
+    @functools.cached_property
+    def copies(self) -> Copies:
+        """The lowering with explicit copies."""
+        return Copies(Problem(expand_copies(self.graph), self._known, self.start, self._weights))
+
+    def suspects(
+        self, history: Array, squared: Array, signature: _Signature, space: Space
+    ) -> tuple[Array, tuple[str, ...]]:
+        """What may turn out not to be finite, the likeliest cause first."""
+        graph = self.graph
+        arrays = [(f"parameter {n}", x) for n, x in zip(
+            signature.parameter_names, self.parameters, strict=True)]
+        arrays += [
+            (f"data argument {n}", x)
+            for n, x in zip(signature.data_names, self.data, strict=True)
+            if jnp.issubdtype(x.dtype, jnp.inexact)
+        ]
+        arrays += [
+            (f"the forward pass of {c.label}", self.start[c.out])
+            for c in graph.constraints
+            if c.out is not None
+        ]
+        flags = [jnp.any(~jnp.isfinite(x)) for _, x in arrays]
+        names = [name for name, _ in arrays]
+        # The first step that went wrong, and in it the constraint that was projected first.
+        bad = ~jnp.isfinite(history)
+        first = jnp.argmax(jnp.any(bad, 1)) if history.shape[0] else 0
+        early = bad[first] if history.shape[0] else jnp.zeros(len(graph.constraints), bool)
+        flags_by_constraint = early | ~jnp.isfinite(squared)
+        ordered: list[Constraint] = [
+            node for group in self.copy_free.groups for node in group if isinstance(node, Constraint)
+        ]
+        position = {c: i for i, c in enumerate(graph.constraints)}
+        for c in ordered:
+            flags.append(early[position[c]])
+            names.append(f"the projection onto {c.label}")
+        for c in ordered:
+            flags.append(flags_by_constraint[position[c]])
+            names.append(f"the projection onto {c.label}")
+        return jnp.stack(flags), tuple(names)
+
+
+def project(
+    fn: Callable[..., Any],
+    argnums: int | tuple[int, ...] = 0,
+    *,
+    solver: Solver | None = None,
+    steps: int = 50,
+    metric: Metric | Mapping[str, float] | None = None,
+    copies: bool | None = None,
+    tol: float | None = None,
+) -> Projected:
+    """Solve for the variables of a function by projections, as ``jax.grad`` differentiates by them.
+
+    The function is ordinary JAX code. Every operation in it becomes a constraint set, its output
+    constraints (losses, `constrain`) too, and the solver looks for one point in all of them.
+
+    Args:
+        fn: computes losses of `pjax_trace.losses` or calls `constrain`; it may return losses,
+            scaled by positive numbers or averaged, and anything else beside them.
+        argnums: which arguments to solve for; their floating-point arrays are the parameters.
+        solver: the iteration; default ``AlternatingProjections(momentum=0.9)``.
+        steps: how many iterations an update makes.
+        metric: a `Metric`, or a mapping of paths to weights; default: every weight 1.
+        copies: whether to keep an explicit copy of every operand for each scalar equation. Default:
+            what the solver needs; alternating projections need none.
+        tol: stop early once the gap is at most this. Costs a projection per step.
+
+    Returns:
+        A `Projected`: call it as ``params, info = projected(params, *args)``, or keep state with
+        ``init`` and ``update``.
+
+    Raises:
+        InputError: for arguments out of range.
+        MissingRuleError, TraceError: when called, for functions that cannot be compiled.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import pjax_trace as pjax
+        >>> def fit(w, x, y):
+        ...     return pjax.losses.squared_error(x @ w, y)
+        >>> x = jax.random.normal(jax.random.key(0), (8, 3))
+        >>> y = x @ jnp.ones((3, 1))
+        >>> train = pjax.project(fit, steps=200)
+        >>> w, info = train(jnp.zeros((3, 1)), x, y)
+        >>> bool(jnp.allclose(w, 1.0, atol=1e-3)), bool(info.gap < 1e-3)
+        (True, True)
+    """
+    if not callable(fn):
+        raise InputError(f"project takes a function, not {fn!r}")
+    solver = AlternatingProjections(momentum=0.9) if solver is None else solver
+    if not isinstance(solver, Solver):
+        raise InputError(f"project: solver must be a value such as pjax.DouglasRachford(), not {solver!r}")
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+    if not numbers or any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers):
+        raise InputError(f"project: argnums must be non-negative integers, not {argnums!r}")
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise InputError(f"project: steps must be a positive integer, not {steps!r}")
+    if tol is not None and not tol >= 0:
+        raise InputError(f"project: tol must be a number that is not negative, not {tol!r}")
+    if metric is None:
+        metric = Metric()
+    elif isinstance(metric, Mapping):
+        metric = Metric(paths=metric)
+    elif not isinstance(metric, Metric):
+        raise InputError(f"project: metric must be a pjax.Metric, not {metric!r}")
+    copies = solver.needs_copies if copies is None else bool(copies)
+    if solver.needs_copies and not copies:
+        raise InputError(
+            f"project: {type(solver).__name__} needs copies; its iterates leave the set in which "
+            "copies agree. Only AlternatingProjections runs without"
+        )
+    return Projected(fn, argnums, solver, steps, metric, copies, tol)
+
+
+def _is_moving(leaf: Any) -> bool:
+    return (eqx.is_array(leaf) or isinstance(leaf, (np.ndarray, np.generic))) and bool(
+        jnp.issubdtype(leaf.dtype, jnp.inexact)
+    )
+
+
+def _argument_names(fn: Callable[..., Any], count: int) -> list[str]:
+    """What the function calls its positional arguments."""
+    try:
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        names = [p.name for p in inspect.signature(fn).parameters.values() if p.kind in kinds]
+    except (TypeError, ValueError):
+        names = []
+    return [names[i] if i < len(names) else f"args[{i}]" for i in range(count)]
+
+
+def _check_parameters(params: Any) -> None:
+    """Something to solve for, and nothing that looks like it but cannot move."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        params, is_leaf=lambda node: isinstance(node, eqx.Module)
+    )
+    for path, leaf in leaves:
+        if isinstance(leaf, eqx.Module):
+            continue  # modules carry integers and flags of their own, which are data
+        if isinstance(leaf, (bool, int, complex)) or (
+            eqx.is_array_like(leaf) and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        ):
+            raise InputError(
+                f"parameter params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}: "
+                "projections move real numbers; convert it to float32, or pass it as another "
+                "argument, which is data"
+            )
+    moving = [leaf for leaf in jax.tree.leaves(params) if _is_moving(leaf)]
+    if not moving:
+        raise InputError("the parameters hold no floating-point array, so there is nothing to solve for")
+    for leaf in moving:
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise InputError("complex parameters are not supported; use real and imaginary parts")
+
+
+def _structure(params: Any) -> Any:
+    moving = eqx.filter(params, _is_moving)
+    leaves = jax.tree_util.tree_leaves_with_path(moving)
+    return tuple(
+        (jax.tree_util.keystr(path), tuple(leaf.shape), np.dtype(leaf.dtype).name)
+        for path, leaf in leaves
+    )
+
+
+def _mismatch(params: Any, structure: Any) -> str:
+    now, then = dict((p, d) for p, *d in _structure(params)), dict((p, d) for p, *d in structure)
+    for path in dict.fromkeys((*then, *now)):
+        if now.get(path) != then.get(path):
+            return (
+                f"update: parameter params{path} is {now.get(path, 'missing')}, but was "
+                f"{then.get(path, 'missing')} in init; start from a new init(params)"
+            )
+    return "update: the parameters are not those of init; start from a new init(params)"

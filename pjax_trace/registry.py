@@ -1,0 +1,378 @@
+"""What a rule is, the families' base classes, and the table from primitives to rules.
+
+A rule projects a point onto the graph of its primitive, ``{(x, w, …, z) : z = f(x, w, …)}``, in a
+weighted metric, for whichever operands are variables. It answers with *moments*, so that explicit
+copies, copy-free rows and blocks are served by one interface.
+"""
+
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pjax_trace import _compat
+from pjax_trace.errors import InputError
+
+__all__ = [
+    "CustomRule",
+    "Expansion",
+    "Layout",
+    "Moment",
+    "Projection",
+    "Rule",
+    "ViewRule",
+    "Weights",
+    "register_rule",
+    "rule_for",
+    "squared_distance",
+]
+
+
+class Weights(NamedTuple):
+    """The metric as one constraint sees it.
+
+    ``operands`` holds a positive scalar for every variable operand and None for data; ``out`` is a
+    positive array of the output's shape, the total weight of the output's readers (None for an
+    output constraint, which has no output).
+    """
+
+    operands: tuple[Any, ...]
+    out: Any
+
+
+class Moment(NamedTuple):
+    """``Σ ω x'`` and ``Σ ω`` over the projected copies of an operand, in the operand's shape.
+
+    ``mass`` may be a scalar and must not depend on the point that is projected.
+    """
+
+    first: Float[Array, "..."]
+    mass: Any
+
+
+class Projection(NamedTuple):
+    """What a rule answers: moments (None for data), the projected output, the squared distance."""
+
+    moments: tuple[Moment | None, ...]
+    out: Any
+    distance: Float[Array, ""]
+
+
+class Rule:
+    """How the constraint ``out = f(*operands)`` is projected onto.
+
+    Subclasses implement ``apply`` and ``project``; the rest has defaults that are right for rules
+    whose scalar equations do not share operands.
+
+    Attributes:
+        family: the name of the family, for printing.
+        total: as a view: whether every element of the variable operands is surely read.
+        offset: as a view: whether it may add data to what it reads.
+        permutation: as a view: whether it only renames elements, unless it changes their number.
+    """
+
+    family: ClassVar[str] = "rule"
+    total: bool = False
+    offset: bool = True
+    permutation: bool = False
+
+    def rewrite(
+        self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]
+    ) -> Callable[..., Array] | None:
+        """An equivalent JAX function of the operands to trace instead, or None.
+
+        For instance a product of a value with itself, which is a square and not two copies;
+        operands that are one value are one object.
+        """
+        return None
+
+    def is_view(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
+        """Whether, with these operands variable, the equation is a view and no constraint."""
+        return False
+
+    def supports(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
+        """Whether the rule can project with these operands variable."""
+        return True
+
+    def specialise(
+        self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]], variable: Sequence[bool]
+    ) -> tuple["Rule", dict[str, Any]]:
+        """The rule and params that a constraint of these operands gets."""
+        return self, params
+
+    def absorb(
+        self,
+        params: dict[str, Any],
+        position: int,
+        producer: tuple["Rule", dict[str, Any]],
+        layout: "Layout",
+    ) -> dict[str, Any] | None:
+        """Params of the constraint that also does its producer's work, or None.
+
+        The producer's output is read by operand ``position`` alone, through the permutation
+        ``layout``; in the merged constraint the producer's operands stand in that operand's place.
+        """
+        return None
+
+    def conflict(self, params: dict[str, Any], elements: Sequence[Any]) -> str | None:
+        """Why the constraint must not read one variable twice in one equation, or None if it may.
+
+        ``elements`` are integer arrays in the operands' shapes that name the elements they read (0
+        for data; None if that is not known).
+        """
+        return None
+
+    def route(
+        self, primitive: Any, params: dict[str, Any], elements: Sequence[Any], data: Sequence[Any]
+    ) -> list[Any]:
+        """As a view: the names of the elements that each output element reads.
+
+        ``elements`` are integer arrays, 0 for data; ``data`` are the data operands, None otherwise.
+        """
+        operands = [
+            value if value is not None and not jnp.issubdtype(value.dtype, jnp.inexact) else names
+            for names, value in zip(elements, data, strict=True)
+        ]
+        params = {**params, "fill_value": 0} if "fill_value" in params else params
+        return _compat.bind(primitive, params, *operands)
+
+    def apply(self, params: dict[str, Any], *operands: Array) -> Array:
+        """``f(*operands)``."""
+        raise NotImplementedError
+
+    def project(
+        self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
+    ) -> Projection:
+        """The nearest point of the graph to ``(operands, out)``, as moments.
+
+        argmin ``Σ_i ω_i |x_i − operands_i|² + Σ ω_out (z − out)²`` subject to ``z = f(x)``, where
+        data operands do not move.
+        """
+        raise NotImplementedError
+
+    def elementwise(self, params: dict[str, Any]) -> bool:
+        """Whether the weight of an operand may vary by element, too."""
+        return False
+
+    def masses(
+        self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
+    ) -> tuple[Any, ...]:
+        """The masses of the moments alone; None for data. They depend on the metric only."""
+        moments = self.project(params, operands, out, weights).moments
+        return tuple(None if moment is None else moment.mass for moment in moments)
+
+    def expand(
+        self,
+        params: dict[str, Any],
+        shapes: Sequence[tuple[int, ...]],
+        variable: Sequence[bool],
+    ) -> "Expansion":
+        """The same constraint with a private copy of every operand for each scalar equation."""
+        return Expansion(self, params, (None,) * len(shapes))
+
+
+class Layout(NamedTuple):
+    """A permutation of elements: the function, and the shapes before and after."""
+
+    function: Callable[[Array], Array]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    def forward(self, x: Array) -> Array:
+        """Elements in their new places; ``x`` broadcasts to the shape before."""
+        return self.function(jnp.broadcast_to(x, self.before))
+
+    def backward(self, x: Array) -> Array:
+        """Elements in their old places; ``x`` broadcasts to the shape after."""
+        before = jax.ShapeDtypeStruct(self.before, x.dtype)
+        (y,) = jax.linear_transpose(self.function, before)(jnp.broadcast_to(x, self.after))
+        return y
+
+    def followed_by(self, other: "Layout | None") -> "Layout":
+        """This permutation and then another."""
+        if other is None:
+            return self
+        return Layout(lambda x: other.forward(self.forward(x)), self.before, other.after)
+
+
+class Expansion(NamedTuple):
+    """A constraint on private copies: its rule and params, and a view in front of each operand.
+
+    A view is a function that spreads the operand over its copies; None where each element is read
+    once already.
+    """
+
+    rule: Rule
+    params: dict[str, Any]
+    views: tuple[Callable[[Array], Array] | None, ...]
+
+
+def squared_distance(weight: Any, moved: Array, start: Array) -> Float[Array, ""]:
+    """``Σ weight · (moved − start)²``."""
+    return jnp.sum(weight * jnp.square(moved - start))
+
+
+class ViewRule(Rule):
+    """A primitive that is affine, each output element reading one input element.
+
+    Such an equation is no constraint: consensus goes through it, by its transpose.
+
+    Args:
+        operands: how many leading operands may be variables (None: all of them); the rest must be
+            data.
+        total: whether every element of the variable operands is read, with a nonzero coefficient.
+        offset: whether the view may add data to what it reads.
+        permutation: whether it only renames elements, whenever it does not change their number.
+        pointwise: whether it only scales or shifts elements in their places.
+    """
+
+    family = "view"
+
+    def __init__(
+        self,
+        *,
+        operands: int | None = 1,
+        total: bool = True,
+        offset: bool = False,
+        permutation: bool = False,
+        pointwise: bool = False,
+    ):
+        self.operands = operands
+        self.pointwise = pointwise
+        self.total = total
+        self.offset = offset
+        self.permutation = permutation
+
+    def is_view(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
+        """True if only operands that may be variables are."""
+        return self.operands is None or not any(variable[self.operands :])
+
+    def supports(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
+        """A view rule knows no other way to project."""
+        return self.is_view(params, variable)
+
+    def route(
+        self, primitive: Any, params: dict[str, Any], elements: Sequence[Any], data: Sequence[Any]
+    ) -> list[Any]:
+        """Elements stay in place, or move as the primitive moves numbers."""
+        if self.pointwise:
+            return [pointwise_route(elements)]
+        return super().route(primitive, params, elements, data)
+
+
+def pointwise_route(elements: Sequence[Any]) -> Any:
+    """`Rule.route` of an operation that scales or shifts one variable elementwise."""
+    shape = jnp.broadcast_shapes(*(names.shape for names in elements))
+    return sum(jnp.broadcast_to(names, shape) for names in elements)
+
+
+class CustomRule(Rule):
+    """A user's projection of plain points, made into a rule.
+
+    Args:
+        apply: ``apply(*operands, **params)``, the function itself.
+        project: ``project(operands, out, weights, **params) -> (operands, out)``, the nearest point
+            of the graph; ``weights`` is a `Weights`. Data operands are returned as they came.
+    """
+
+    family = "custom"
+
+    def __init__(self, apply: Callable[..., Array], project: Callable[..., tuple[Any, Array]]):
+        self._apply = apply
+        self._project = project
+
+    def apply(self, params: dict[str, Any], *operands: Array) -> Array:
+        """The user's function."""
+        return self._apply(*operands, **params)
+
+    def project(
+        self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
+    ) -> Projection:
+        """The user's projection, with moments and distance made here."""
+        moved, moved_out = self._project(tuple(operands), out, weights, **params)
+        moments: list[Moment | None] = []
+        distance = squared_distance(weights.out, moved_out, out)
+        for x, start, weight in zip(moved, operands, weights.operands, strict=True):
+            if weight is None:
+                moments.append(None)
+            else:
+                moments.append(Moment(weight * x, weight))
+                distance = distance + squared_distance(weight, x, start)
+        return Projection(tuple(moments), moved_out, distance)
+
+    def masses(
+        self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
+    ) -> tuple[Any, ...]:
+        """One copy an operand: its weight."""
+        return weights.operands
+
+
+_RULES: dict[Any, Rule] = {}
+_loaded = False
+
+
+def _load_rule_packs() -> None:
+    """Import the installed rule packs, once; each registers its rules as it is imported."""
+    global _loaded
+    if not _loaded:
+        _loaded = True  # first, so that the packs can register
+        for entry in importlib.metadata.entry_points(group="pjax_trace.rules"):
+            entry.load()
+
+
+def register_rule(primitive: Any, rule: Rule, *, override: bool = False) -> Rule:
+    """Tell pjax-trace how to project onto the graph of a primitive.
+
+    Args:
+        primitive: a JAX primitive (the object, not its name), such as ``jax.lax.sin_p``.
+        rule: a `Rule`; `CustomRule` makes one from a plain projection.
+        override: replace a rule that is there already.
+
+    Returns:
+        The rule.
+
+    Raises:
+        InputError: if the primitive has a rule and ``override`` is False, or an argument is of the
+            wrong type.
+
+    Example:
+        A rule for ``jax.lax.real_p``, the identity on real numbers:
+
+        >>> import jax
+        >>> import pjax_trace as pjax
+        >>> def nearest(operands, out, weights):
+        ...     (x,), (wx,), wz = operands, weights.operands, weights.out
+        ...     mean = (wx * x + wz * out) / (wx + wz)
+        ...     return (mean,), mean
+        >>> rule = pjax.CustomRule(lambda x: x, nearest)
+        >>> pjax.register_rule(jax.lax.real_p, rule) is rule
+        True
+    """
+    _load_rule_packs()
+    if not isinstance(primitive, _compat.Primitive):
+        raise InputError(
+            f"register_rule takes the primitive itself (such as jax.lax.sin_p), not {primitive!r}"
+        )
+    if not isinstance(rule, Rule):
+        raise InputError(f"the rule for {primitive} must be a pjax_trace.Rule, not {rule!r}")
+    if primitive in _RULES and not override:
+        raise InputError(
+            f"primitive {primitive} has a rule already ({_RULES[primitive].family}); "
+            "pass override=True to replace it"
+        )
+    _RULES[primitive] = rule
+    return rule
+
+
+def rule_for(primitive: Any) -> Rule | None:
+    """The rule of a primitive, or None."""
+    _load_rule_packs()
+    return _RULES.get(primitive)
+
+
+def evaluate(primitive: Any) -> Callable[..., Array]:
+    """The function of a primitive with one output, its params as keywords."""
+    return lambda *operands, **params: _compat.bind(primitive, params, *operands)[0]

@@ -1,0 +1,50 @@
+"""Passes from graph to graph."""
+
+import dataclasses
+
+from pjax_trace.graph import ConsensusGraph, Constraint, View
+from pjax_trace.registry import Layout
+
+__all__ = ["absorb_producers"]
+
+
+def absorb_producers(graph: ConsensusGraph) -> ConsensusGraph:
+    """Let constraints do the work of producers that only they read, where their rules can.
+
+    So ``x @ w + b`` becomes one constraint with a product and an addend. The value must have one
+    reader, through a view that only renames its elements; and no variable may be read twice by the
+    merged constraint, which would no longer have independent copies.
+    """
+    constraints = list(graph.constraints)
+    changed = True
+    while changed:
+        changed = False
+        graph = dataclasses.replace(graph, constraints=tuple(constraints))
+        for c in graph.constraints:
+            merged = _merge(graph, c)
+            if merged is not None:
+                new, producer = merged
+                constraints[constraints.index(c)] = new
+                constraints.remove(producer)
+                changed = True
+                break
+    return graph
+
+
+def _merge(graph: ConsensusGraph, c: Constraint) -> tuple[Constraint, Constraint] | None:
+    for position, view in c.reads:
+        producer = graph.producers.get(view.bases[0])
+        if producer is None or not view.permutation or len(graph.readers[view.bases[0]]) > 1:
+            continue
+        others = {b for i, v in c.reads if i != position for b in v.bases}
+        inner = {b for _, v in producer.reads for b in v.bases}
+        if not others.isdisjoint(inner):
+            continue
+        # The permutation's equations need no data, so the view is a function of the base alone.
+        layout = Layout(lambda x, v=view: v({}, x), view.bases[0].shape, view.shape)
+        params = c.rule.absorb(c.params, position, (producer.rule, producer.params), layout)
+        if params is not None:
+            operands = c.operands[:position] + producer.operands + c.operands[position + 1 :]
+            name = producer.name
+            return dataclasses.replace(c, name=name, params=params, operands=operands), producer
+    return None

@@ -1,0 +1,188 @@
+"""Constraint sets for `pjax_trace.constrain`, and the base class of your own.
+
+A set is a pytree: its arrays are data of the traced function, and may be traced themselves.
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float
+
+__all__ = ["Ball", "Box", "Equal", "NonNegative", "Set"]
+
+
+class Set(eqx.Module):
+    """A closed set of arrays; subclass it and define `project`, nothing else.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.sets import Set
+        >>> class Integers(Set):
+        ...     def project(self, x):
+        ...         return jnp.round(x)
+        >>> Integers().project(jnp.array([0.4, 2.7]))
+        Array([0., 3.], dtype=float32)
+    """
+
+    @abc.abstractmethod
+    def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """``argmin_{y in self} |y - x|^2``, of the shape and dtype of x."""
+
+    def fits(self, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> None:
+        """Checks, without computing anything, that arrays of this shape can be projected.
+
+        Raises:
+            ValueError: if `project` fails on such an array or answers with another shape.
+        """
+        name = type(self).__name__
+        try:
+            out = jax.eval_shape(self.project, jax.ShapeDtypeStruct(shape, dtype))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} cannot apply to shape {shape}: {error}") from error
+        if getattr(out, "shape", None) != tuple(shape):
+            raise ValueError(f"{name}.project maps an array of shape {shape} to {out}")
+
+
+class Equal(Set):
+    """``{value}``: x is pinned.
+
+    Args:
+        value: broadcasts to the shape of x.
+
+    Raises:
+        ValueError: if a value is NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.sets import Equal
+        >>> Equal(0.5).project(jnp.zeros(2))
+        Array([0.5, 0.5], dtype=float32)
+    """
+
+    value: ArrayLike
+
+    def __check_init__(self):
+        _no_nan(self, value=self.value)
+
+    def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """``value``."""
+        return _broadcast("value", self.value, x, x.shape)
+
+
+class Box(Set):
+    """``{y : lower <= y <= upper}``.
+
+    Args:
+        lower: broadcasts to the shape of x; ``-inf`` is no bound.
+        upper: broadcasts to the shape of x; ``inf`` is no bound.
+
+    Raises:
+        ValueError: if a bound is NaN or a lower bound exceeds its upper bound.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.sets import Box
+        >>> Box(-1.0, jnp.inf).project(jnp.array([-2.0, 0.5, 7.0]))
+        Array([-1. ,  0.5,  7. ], dtype=float32)
+    """
+
+    lower: ArrayLike
+    upper: ArrayLike
+
+    def __check_init__(self):
+        _no_nan(self, lower=self.lower, upper=self.upper)
+        if _concrete(self.lower, self.upper) and np.any(np.greater(self.lower, self.upper)):
+            raise ValueError(f"Box is empty: lower {self.lower} exceeds upper {self.upper}")
+
+    def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """``min(max(x, lower), upper)``."""
+        lower = _broadcast("lower", self.lower, x, x.shape)
+        upper = _broadcast("upper", self.upper, x, x.shape)
+        return jnp.minimum(jnp.maximum(x, lower), upper)
+
+
+class NonNegative(Set):
+    """``{y : y >= 0}``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.sets import NonNegative
+        >>> NonNegative().project(jnp.array([-2.0, 0.5]))
+        Array([0. , 0.5], dtype=float32)
+    """
+
+    def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """``max(x, 0)``."""
+        return jnp.maximum(x, 0)
+
+
+class Ball(Set):
+    """``{y : |y - center|_2 <= radius}``, the Euclidean ball, or one for every slice of x.
+
+    Args:
+        radius: not negative. With ``axis=None`` a scalar; otherwise it broadcasts to the shape of
+            x with size 1 along ``axis``.
+        center: broadcasts to the shape of x.
+        axis: ``None``, and the whole array is one vector; or the axes along which every slice is a
+            vector with a ball of its own.
+
+    Raises:
+        ValueError: if the radius is negative, or the radius or the center is NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.sets import Ball
+        >>> Ball(1.0, axis=-1).project(jnp.array([[3.0, 4.0], [0.5, 0.0]]))
+        Array([[0.6, 0.8],
+               [0.5, 0. ]], dtype=float32)
+    """
+
+    radius: ArrayLike
+    center: ArrayLike = 0.0
+    axis: int | tuple[int, ...] | None = eqx.field(default=None, static=True)
+
+    def __check_init__(self):
+        _no_nan(self, radius=self.radius, center=self.center)
+        if _concrete(self.radius) and np.any(np.less(self.radius, 0)):
+            raise ValueError(f"Ball has a negative radius: {self.radius}")
+
+    def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """``center + (x - center) * min(1, radius / |x - center|)``."""
+        center = _broadcast("center", self.center, x, x.shape)
+        d = x - center
+        # |d|, scaled so that no square overflows or vanishes.
+        tiny = jnp.finfo(x.dtype).tiny
+        largest = jnp.max(jnp.abs(d), axis=self.axis, keepdims=True, initial=tiny)
+        square = jnp.sum(jnp.square(d / largest), axis=self.axis, keepdims=True)
+        norm = largest * jnp.sqrt(square)
+        radius = _broadcast("radius", self.radius, x, norm.shape)
+        outside = norm > radius
+        return jnp.where(outside, center + d * (radius / jnp.where(outside, norm, 1)), x)
+
+
+def _broadcast(name: str, leaf: ArrayLike, x: Array, shape: tuple[int, ...]) -> Array:
+    leaf = jnp.asarray(leaf).astype(x.dtype)
+    try:
+        return jnp.broadcast_to(leaf, shape)
+    except ValueError as error:
+        raise ValueError(f"{name} of shape {leaf.shape} does not broadcast to {shape}") from error
+
+
+def _concrete(*leaves: ArrayLike) -> bool:
+    """Whether values can be looked at: tracers, and the stand-ins of tree_map, have none."""
+    return all(
+        isinstance(leaf, np.ndarray | np.generic | float | int | jax.Array)
+        and not isinstance(leaf, Tracer)
+        for leaf in leaves
+    )
+
+
+def _no_nan(owner: Set, **leaves: ArrayLike) -> None:
+    for name, leaf in leaves.items():
+        if _concrete(leaf) and np.any(np.isnan(leaf)):
+            raise ValueError(f"{type(owner).__name__} has NaN in its {name}")

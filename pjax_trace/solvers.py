@@ -1,0 +1,233 @@
+"""The iterations, as values: what one step does to a point of a `Space`.
+
+``A`` is the colour of the outputs, ``B`` the other one; ``P`` projects, ``R = 2P − I`` reflects.
+Solvers know nothing of graphs or rules; ``copies`` chooses the lowering that they run on.
+"""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+from equinox.internal import ω
+from jaxtyping import Array
+
+from pjax_trace.errors import InputError
+from pjax_trace.lower import Space
+
+__all__ = [
+    "AlternatingProjections",
+    "AlternatingReflections",
+    "CyclicDouglasRachford",
+    "CyclicProjections",
+    "DifferenceMap",
+    "DouglasRachford",
+    "Solver",
+]
+
+
+class Solver(eqx.Module):
+    """The interface of a solver. All state is in the carry, a pytree.
+
+    Attributes:
+        needs_copies: whether the iterates leave the set in which copies agree.
+    """
+
+    needs_copies: ClassVar[bool] = True
+
+    def init(self, space: Space, values: Any) -> Any:
+        """The carry that starts from consensus values."""
+        return space.expand(values)
+
+    @abc.abstractmethod
+    def step(self, space: Space, carry: Any) -> tuple[Any, Array]:
+        """One iteration: the next carry, and the squared distances moved, per constraint."""
+
+    @abc.abstractmethod
+    def values(self, space: Space, carry: Any) -> Any:
+        """The shadow of the iterate, as consensus values."""
+
+
+def _blend(start: Any, end: Any, amount: float) -> Any:
+    """``(1 − amount) start + amount end``."""
+    if amount == 1.0:
+        return end
+    return jax.tree.map(lambda s, e: s + amount * (e - s), start, end)
+
+
+def _reflect(space: Space, point: Any, group: Any) -> tuple[Any, Array]:
+    projected, distances = space.project(point, group)
+    return _blend(point, projected, 2.0), distances
+
+
+def _check(name: str, value: float, lower: float, upper: float, *, closed: bool = True) -> None:
+    inside = lower < value <= upper if closed else lower <= value < upper
+    if not inside:
+        bounds = f"({lower:g}, {upper:g}]" if closed else f"[{lower:g}, {upper:g})"
+        raise InputError(f"{name} must be in {bounds}, not {value!r}")
+
+
+class AlternatingProjections(Solver):
+    """Alternating projections, ``u ← u + relaxation (P_B P_A u − u)`` (von Neumann; POCS).
+
+    The iteration is closed on one array per variable, its consensus state, and runs on that
+    without copies unless told otherwise. Momentum is Nesterov's, on the consensus state ``s``:
+    ``y ← s⁺ + momentum (s⁺ − s)``.
+
+    Args:
+        relaxation: in (0, 2].
+        momentum: in [0, 1).
+    """
+
+    relaxation: float = 1.0
+    momentum: float = 0.0
+    needs_copies: ClassVar[bool] = False
+
+    def __check_init__(self) -> None:
+        """Parameters are in range."""
+        _check("AlternatingProjections: relaxation", self.relaxation, 0, 2)
+        _check("AlternatingProjections: momentum", self.momentum, 0, 1, closed=False)
+
+    def init(self, space: Space, values: Any) -> Any:
+        """The extrapolated state and the last one."""
+        return (values, values) if self.momentum else (values, None)
+
+    def step(self, space: Space, carry: Any) -> tuple[Any, Array]:
+        """One projection onto either colour."""
+        state, last = carry
+        point, first = space.project(space.expand(state), space.groups[0])
+        point, second = space.project(point, space.groups[1])
+        new = _blend(state, space.collapse(point), self.relaxation)
+        if not self.momentum:
+            return (new, None), first + second
+        ahead = (new**ω + self.momentum * (new**ω - last**ω)).ω
+        return (ahead, new), first + second
+
+    def values(self, space: Space, carry: Any) -> Any:
+        """The consensus state."""
+        state, last = carry
+        return last if self.momentum else state
+
+
+class AlternatingReflections(Solver):
+    """Alternating reflections, ``u ← u + relaxation (R_B R_A u − u)`` (Peaceman–Rachford).
+
+    Args:
+        relaxation: in (0, 1]; 1/2 is Douglas–Rachford.
+    """
+
+    relaxation: float = 1.0
+
+    def __check_init__(self) -> None:
+        """Parameters are in range."""
+        _check(f"{type(self).__name__}: relaxation", self.relaxation, 0, 1)
+
+    def step(self, space: Space, carry: Any) -> tuple[Any, Array]:
+        """One reflection in either colour."""
+        point, first = _reflect(space, carry, space.groups[0])
+        point, second = _reflect(space, point, space.groups[1])
+        return _blend(carry, point, self.relaxation), first + second
+
+    def values(self, space: Space, carry: Any) -> Any:
+        """The projection of the governing point onto ``A``."""
+        shadow, _ = space.project(carry, space.groups[0])
+        return space.collapse(shadow)
+
+
+class DouglasRachford(AlternatingReflections):
+    """Douglas–Rachford, ``u ← u + relaxation (R_B R_A u − u)``, classically with 1/2.
+
+    Args:
+        relaxation: in (0, 1].
+    """
+
+    relaxation: float = 0.5
+
+
+class DifferenceMap(Solver):
+    """The difference map of Elser, ``u ← u + β (P_B f_A u − P_A f_B u)``.
+
+    With ``f_A = P_A + (P_A − I)/β`` and ``f_B = P_B − (P_B − I)/β``; β = 1 is Douglas–Rachford.
+
+    Args:
+        beta: nonzero; classically between 0.5 and 1 in size.
+
+    References:
+        V. Elser, I. Rankenburg, P. Thibault, Searching with iterated maps, PNAS 104 (2007), eq. 1–3.
+    """
+
+    beta: float = 0.8
+
+    def __check_init__(self) -> None:
+        """Parameters are in range."""
+        if not 0 < abs(self.beta) < float("inf"):
+            raise InputError(f"DifferenceMap: beta must be finite and not 0, but is {self.beta!r}")
+
+    def _estimate(self, space: Space, point: Any) -> tuple[Any, Array]:
+        """``P_A f_B u``."""
+        onto_b, second = space.project(point, space.groups[1])
+        onto_a, first = space.project(_blend(onto_b, point, 1 / self.beta), space.groups[0])
+        return onto_a, first + second
+
+    def step(self, space: Space, carry: Any) -> tuple[Any, Array]:
+        """Two projections onto either colour."""
+        onto_a, first = space.project(carry, space.groups[0])
+        ahead = _blend(onto_a, carry, -1 / self.beta)
+        onto_b, second = space.project(ahead, space.groups[1])
+        estimate, _ = self._estimate(space, carry)
+        return (carry**ω + self.beta * (onto_b**ω - estimate**ω)).ω, first + second
+
+    def values(self, space: Space, carry: Any) -> Any:
+        """``P_A f_B u``, which is the solution at a fixed point."""
+        return space.collapse(self._estimate(space, carry)[0])
+
+
+class CyclicProjections(Solver):
+    """Cyclic projections: onto one constraint after the other, from the outputs back."""
+
+    def step(self, space: Space, carry: Any) -> tuple[Any, Array]:
+        """One cycle."""
+        total = 0.0
+        for group in space.cycle:
+            carry, distances = space.project(carry, group)
+            total = total + distances
+        return carry, total  # pyright: ignore[reportReturnType]
+
+    def values(self, space: Space, carry: Any) -> Any:
+        """The mean of the copies."""
+        return space.collapse(carry)
+
+
+class CyclicDouglasRachford(Solver):
+    """Cyclic Douglas–Rachford: a Douglas–Rachford step for each neighbouring pair of constraints.
+
+    The pairs of the cycle ``C₁, …, C_m`` are ``(C₁, C₂), …, (C_m, C₁)``.
+
+    Args:
+        relaxation: of each step, in (0, 1].
+
+    References:
+        J. Borwein, M. Tam, A cyclic Douglas–Rachford iteration scheme, JOTA 160 (2014), eq. 3.
+    """
+
+    relaxation: float = 0.5
+
+    def __check_init__(self) -> None:
+        """Parameters are in range."""
+        _check("CyclicDouglasRachford: relaxation", self.relaxation, 0, 1)
+
+    def step(self, space: Space, carry: Any) -> tuple[Any, Array]:
+        """One cycle."""
+        total = 0.0
+        following = (*space.cycle[1:], space.cycle[0])
+        for group, after in zip(space.cycle, following, strict=True):
+            point, distances = _reflect(space, carry, group)
+            point, _ = _reflect(space, point, after)
+            carry = _blend(carry, point, self.relaxation)
+            total = total + distances
+        return carry, total  # pyright: ignore[reportReturnType]
+
+    def values(self, space: Space, carry: Any) -> Any:
+        """The mean of the copies, projected onto ``A`` first."""
+        shadow, _ = space.project(carry, space.groups[0])
+        return space.collapse(shadow)

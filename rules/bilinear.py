@@ -1,0 +1,326 @@
+"""Nearest points of sums of products, row by row: ``z = sum_i <x_i, w_i> + sum_j a_j . s_j``.
+
+In the metric coordinates ``X = sqrt(wx) x``, ``W = sqrt(ww) w`` a product is a difference of
+squares, ``kappa <x, w> = |X + W|^2 / 4 - |X - W|^2 / 4`` with ``kappa = sqrt(wx ww)``, and the
+Lagrangian of the projection separates. With the multiplier ``lam`` of the equation and
+``t_i = lam / kappa_i``
+
+    X_i + W_i  is scaled by  grow_i = 1 / (1 - t_i),      z    moves by  -lam / wz,
+    X_i - W_i  is scaled by  shrink_i = 1 / (1 + t_i),    s_j  moves by  a_j lam / ws_j.
+
+One scalar per equation is left to find: the root, in ``|lam| < min kappa``, of
+
+    sum_i (plus_i grow_i^2 - minus_i shrink_i^2) / kappa_i  =  target - compliance lam
+
+with ``plus = |X0 + W0|^2 / 4``, ``minus = |X0 - W0|^2 / 4``, ``target = z0 - sum_j a_j . s_j0`` and
+``compliance = 1 / wz + sum_j |a_j|^2 / ws_j``. The left side rises and the right side falls, so the
+root is unique and belongs to the global nearest point. Where ``X + W`` (or ``X - W``) vanishes
+the root may be at the end of the interval; what is left is met along a free, fixed direction.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+__all__ = ["Multiplier", "Projection", "project_products", "solve_multiplier", "squared_distance"]
+
+# A plus or minus below this share of its equation counts as zero. It is replaced by this share,
+# the seed of a free direction: squares of its growth, up to 1e15, still fit float32.
+_SEED = 1e-30
+
+
+class Multiplier(NamedTuple):
+    """The multiplier of every equation, and what it does to each of the products.
+
+    Attributes:
+        lam: the multipliers, ``|lam| <= min kappa``.
+        grow: per product, ``1 / (1 - lam / kappa)``, the factor of ``X + W``; 1 where it is free.
+        shrink: per product, ``1 / (1 + lam / kappa)``, the factor of ``X - W``; 1 where it is free.
+        free: per product, the signed length of a step along a free unit direction ``e``: positive
+            for ``(X + W) / sqrt 2``, negative for ``(X - W) / sqrt 2``, 0 unless that vanished.
+
+    The coefficients of the projection are best had as ``ct = t * grow * shrink``, ``t = lam / kappa``
+    (the difference of the factors cancels for small ``t``) and ``c = (grow + shrink) / 2``:
+    ``X = c X0 + ct W0`` and ``W = c W0 + ct X0``.
+    """
+
+    lam: Float[Array, "..."]
+    grow: tuple[Float[Array, "..."], ...]
+    shrink: tuple[Float[Array, "..."], ...]
+    free: tuple[Float[Array, "..."], ...]
+
+
+class Projection(NamedTuple):
+    """Projected operands, the multipliers, and the squared distance moved, by equation."""
+
+    xs: tuple[Float[Array, "... _"], ...]
+    ws: tuple[Float[Array, "... _"], ...]
+    lam: Float[Array, "..."]
+    distance: Float[Array, "..."]
+
+
+def solve_multiplier(
+    kappas: Sequence[ArrayLike],
+    plus: Sequence[Float[Array, "..."]],
+    minus: Sequence[Float[Array, "..."]],
+    target: Float[Array, "..."],
+    compliance: ArrayLike,
+    *,
+    value: Float[Array, "..."] | None = None,
+) -> Multiplier:
+    """The multiplier of ``z = sum_i <x_i, w_i> + sum_j a_j . s_j`` in the nearest-point problem.
+
+    Solves the equation in the head of this module to rounding error, elementwise over the
+    equations, by Halley's iteration from a bound: four steps for one product, eight for several.
+
+    Args:
+        kappas: ``sqrt(wx ww)`` of every product, positive scalars, possibly traced.
+        plus: ``|X0 + W0|^2 / 4`` of every product, to be broadcast against ``target``; negative
+            rounding errors count as zero.
+        minus: ``|X0 - W0|^2 / 4`` of every product.
+        target: ``z0 - sum_j a_j . s_j0``.
+        compliance: ``1 / wz + sum_j |a_j|^2 / ws_j``, positive.
+        value: ``sum_i <x_i0, w_i0>``. Pass it when it is at hand: without it, it is taken from
+            ``plus - minus``, which cancels where operands of very different sizes meet.
+
+    Returns:
+        The multipliers, of the shape of all arguments together. Equations whose squares overflow
+        are left where they are (``lam = 0``).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.rules.bilinear import solve_multiplier
+        >>> x, w, z = jnp.float32(1.0), jnp.float32(2.0), jnp.float32(5.0)
+        >>> lam, (grow,), (shrink,), _ = solve_multiplier(
+        ...     [1.0], [(x + w) ** 2 / 4], [(x - w) ** 2 / 4], z, 1.0
+        ... )
+        >>> x, w = ((x + w) * grow + (x - w) * shrink) / 2, ((x + w) * grow - (x - w) * shrink) / 2
+        >>> bool(abs(x * w - (z - lam)) < 1e-5)
+        True
+    """
+    dtype = jnp.result_type(target)
+    kappas = [jnp.asarray(kappa, dtype) for kappa in kappas]
+    least = kappas[0]
+    for kappa in kappas[1:]:
+        least = jnp.minimum(least, kappa)
+    ratios = [least / kappa for kappa in kappas]
+    if value is None:
+        value = sum(
+            ((p - m) / kappa for p, m, kappa in zip(plus, minus, kappas, strict=True)),
+            jnp.zeros((), dtype),
+        )
+
+    # By symmetry lam >= 0: otherwise plus and minus change places. Everything is made relative.
+    residual = least * (target - value)
+    negative = residual < 0
+    rising = [r * jnp.where(negative, m, p) for r, p, m in zip(ratios, plus, minus, strict=True)]
+    falling = [r * jnp.where(negative, p, m) for r, p, m in zip(ratios, plus, minus, strict=True)]
+    residual, slack = jnp.abs(residual), least * least * compliance
+    scale = sum(rising) + sum(falling) + residual + slack + jnp.finfo(dtype).tiny
+    fits = scale < jnp.inf
+    scale = jnp.where(fits, scale, 1)
+    rising = [jnp.maximum(p / scale, _SEED) for p in rising]
+    falling = [jnp.maximum(m / scale, 0) for m in falling]
+    lags = [(kappa - least) / kappa for kappa in kappas]
+    odds = _odds(ratios, lags, rising, falling, residual / scale, slack / scale)
+    odds = jnp.where(fits, odds, 0)
+
+    sign = jnp.where(negative, -1, 1).astype(dtype)
+    grow, shrink, free = [], [], []
+    for r, lag, p in zip(ratios, lags, rising, strict=True):
+        up, down, up_slope, _ = _factors(odds, r, lag)
+        vanished = p <= _SEED
+        step = jnp.sqrt(2 * p * (scale / r) * odds * up_slope * (up + 1))  # |a|^2 gains up^2 - 1
+        up = jnp.where(vanished, 1, up)
+        grow.append(jnp.where(negative, down, up))
+        shrink.append(jnp.where(negative, up, down))
+        free.append(jnp.where(vanished, sign * step, 0))
+    lam = sign * least * (odds / (1 + odds))
+    return Multiplier(lam, tuple(grow), tuple(shrink), tuple(free))
+
+
+def _factors(odds: Array, ratio: Array, lag: Array) -> tuple[Array, Array, Array, Array]:
+    """``1 / (1 - t_i)``, ``1 / (1 + t_i)`` and their relative slopes in ``log(1 - t)``, sign aside.
+
+    ``t = odds / (1 + odds)`` belongs to the least kappa, ``t_i = ratio t``, and ``lag = 1 - ratio``.
+    In the odds ``t / (1 - t)`` nothing cancels, neither near ``t = 0`` nor near ``t = 1``.
+    """
+    near, far = 1 / (1 + lag * odds), 1 / (1 + (1 + ratio) * odds)
+    return (1 + odds) * near, (1 + odds) * far, ratio * near, ratio * far
+
+
+def _odds(
+    ratios: list[Array],
+    lags: list[Array],
+    rising: list[Array],
+    falling: list[Array],
+    residual: Array,
+    slack: Array,
+) -> Array:
+    """``t / (1 - t)`` at the root ``t`` in [0, 1) of
+
+    ``sum_i rising_i (grow_i^2 - 1) + falling_i (1 - shrink_i^2) + slack t = residual``.
+
+    With ``v = 1 - t``, ``push = sum rising grow^2`` and ``pull`` all the rest, it is the root of
+    ``pull / push = 1``. For one product that is ``v^2 pull / rising``, which is increasing and
+    convex in ``v`` where it is positive: steps from a bound ``v >= root`` never overshoot.
+    With several kappas they may, hence more steps, and none beyond a factor of ten.
+    """
+    odds = _lower_bound(ratios, lags, rising, falling, residual, slack)
+    tiny = jnp.finfo(odds.dtype).tiny
+    for _ in range(4 if len(lags) == 1 else 8):
+        excess = slack / (1 + odds)
+        push0 = push1 = push2 = pull1 = pull2 = jnp.zeros_like(odds)
+        for r, lag, p, m in zip(ratios, lags, rising, falling, strict=True):
+            up, down, up_slope, down_slope = _factors(odds, r, lag)
+            excess += p * up_slope * (up + 1) + m * down_slope * (down + 1)
+            p, m = p * up * up, m * down * down * down_slope
+            push0, push1, push2 = push0 + p, push1 + p * up_slope, push2 + p * up_slope * up_slope
+            pull1, pull2 = pull1 + m, pull2 + m * down_slope
+        excess = odds * excess - residual
+        pull = jnp.maximum(push0 - excess, 0)
+        # Logarithmic derivatives in v: of push, pull and their ratio, the last times pull.
+        rate, slope = push1 / push0, slack / (1 + odds) + 2 * pull1
+        first = slope + 2 * rate * pull
+        second = 4 * rate * slope + 6 * pull2 + (8 * rate * rate - 6 * push2 / push0) * pull
+        change = 2 * excess * first / (2 * first * first + excess * second + tiny)
+        change = jnp.clip(change, -0.9, 9)  # relative, of v
+        odds = jnp.maximum(odds - change, 0) / (1 + change)
+    return odds
+
+
+def _lower_bound(
+    ratios: list[Array],
+    lags: list[Array],
+    rising: list[Array],
+    falling: list[Array],
+    residual: Array,
+    slack: Array,
+) -> Array:
+    """A lower bound of ``_odds``, and within a factor of two of it for ``v`` and one product.
+
+    The larger of two roots. Small odds: every term is at most its tangent at 0, plus ``rising
+    odds^2``. Small ``v``: tangents at 0 bound ``pull`` by ``pull0 + slope v``, ``push`` is at most
+    ``near / v^2 + far`` for any split of the products, and so ``slope v^3 + (pull0 - far) v^2
+    = near`` has a root above, which its terms bound in turn.
+    """
+    total = sum(rising)
+    linear = slack + 2 * sum(r * (p + m) for r, p, m in zip(ratios, rising, falling, strict=True))
+    bound = 2 * residual / (linear + jnp.sqrt(linear * linear + 4 * total * residual))
+
+    ends = [1 / (1 + r) for r in ratios]
+    pull0, slope, v = residual - slack, slack + _SEED, jnp.ones_like(bound)
+    for r, end, p, m in zip(ratios, ends, rising, falling, strict=True):
+        pull0 += p - m * (1 - end * end)
+        slope += 2 * r * m * end * end * end
+    for reach in lags:
+        near, rest = total, pull0
+        if len(lags) > 1:
+            near = sum(jnp.where(lag <= reach, p, 0) for lag, p in zip(lags, rising, strict=True))
+            for lag, p in zip(lags, rising, strict=True):
+                rest -= jnp.where(lag <= reach, 0, p / (lag * lag + _SEED))
+        cubic = jnp.exp(jnp.log(near / slope) / 3)  # a vectorised cube root
+        square = jnp.sqrt(near / jnp.maximum(rest, _SEED))
+        v = jnp.minimum(v, jnp.where(rest > 0, jnp.minimum(square, cubic), cubic - rest / slope))
+    return jnp.maximum(bound, 1 / v - 1)
+
+
+def squared_distance(
+    multiplier: Multiplier,
+    kappas: Sequence[ArrayLike],
+    plus: Sequence[Float[Array, "..."]],
+    minus: Sequence[Float[Array, "..."]],
+    compliance: ArrayLike,
+) -> Float[Array, "..."]:
+    """The weighted squared distance that ``solve_multiplier``'s answer moves, by equation.
+
+    ``sum_i 2 plus_i (grow_i - 1)^2 + 2 minus_i (shrink_i - 1)^2 + free_i^2 + compliance lam^2``:
+    of all operands, of ``z`` and of every ``s_j``, without forming any of them.
+    """
+    lam, dtype = multiplier.lam, multiplier.lam.dtype
+    total = compliance * lam * lam
+    for kappa, p, m, grow, shrink, free in zip(
+        kappas, plus, minus, *multiplier[1:], strict=True
+    ):
+        t = lam / jnp.asarray(kappa, dtype)
+        stretch, squeeze = t * grow, t * shrink  # grow - 1 and 1 - shrink, without cancellation
+        total += 2 * (p * stretch * stretch + m * squeeze * squeeze) + free * free
+    return total
+
+
+def project_products(
+    xs: Sequence[Float[Array, "... _"]],
+    ws: Sequence[Float[Array, "... _"]],
+    target: Float[Array, "..."],
+    compliance: ArrayLike,
+    weights: Sequence[tuple[ArrayLike, ArrayLike]],
+) -> Projection:
+    """The nearest point of ``z = sum_i <x_i, w_i> + sum_j a_j . s_j``, every equation on its own.
+
+    Each equation owns its operands: ``<x, w>`` contracts the last axis (of size 1 for an
+    elementwise product), all other axes count equations. Solves
+
+        argmin  sum_i wx_i |x_i - xs_i|^2 + ww_i |w_i - ws_i|^2 + wz (z - z0)^2
+                + sum_j ws_j |s_j - s_j0|^2     subject to the equation,
+
+    where the linear part is given by ``target = z0 - sum_j a_j . s_j0`` and ``compliance = 1 / wz +
+    sum_j |a_j|^2 / ws_j`` only. It moves with the answer: ``z = z0 - lam / wz`` and
+    ``s_j = s_j0 + a_j lam / ws_j``.
+
+    Args:
+        xs: left operands, ``[..., K_i]`` each.
+        ws: right operands, of the same shapes.
+        target: ``z0`` less the linear part.
+        compliance: of ``z`` and the linear part, positive; a scalar or one per equation.
+        weights: the pairs ``(wx_i, ww_i)``, positive scalars.
+
+    Returns:
+        The projected operands, the multipliers and the weighted squared distance moved.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.rules.bilinear import project_products
+        >>> x, w = jnp.array([[1.0, 2.0]]), jnp.array([[-1.0, 1.0]])
+        >>> (x,), (w,), lam, _ = project_products([x], [w], jnp.array([3.0]), 1.0, [(1.0, 1.0)])
+        >>> bool(abs(jnp.sum(x * w) - (3.0 - lam[0])) < 1e-5)
+        True
+    """
+    dtype, most = jnp.result_type(target), jnp.finfo(jnp.result_type(target)).max / 1024
+    pairs = [(jnp.asarray(wx, dtype), jnp.asarray(ww, dtype)) for wx, ww in weights]
+    kappas = [jnp.sqrt(wx) * jnp.sqrt(ww) for wx, ww in pairs]
+    # x + scaled may be all rounding error (X0 = -W0 nearly) and grow multiplies it, so that plus must
+    # be of the very same sums: clipping keeps compilers from making them fused multiply-adds at will.
+    scaled = [
+        jnp.clip(jnp.sqrt(ww / wx) * w, -most, most) for w, (wx, ww) in zip(ws, pairs, strict=True)
+    ]
+    plus = [
+        jnp.minimum(wx * jnp.sum((x + w) * (x + w), -1) / 4, most)
+        for x, w, (wx, _) in zip(xs, scaled, pairs, strict=True)
+    ]
+    minus = [
+        jnp.minimum(wx * jnp.sum((x - w) * (x - w), -1) / 4, most)
+        for x, w, (wx, _) in zip(xs, scaled, pairs, strict=True)
+    ]
+    value = sum(
+        (jnp.sum(x * w, -1) for x, w in zip(xs, ws, strict=True)), jnp.zeros((), dtype)
+    )
+    solution = solve_multiplier(kappas, plus, minus, target, compliance, value=value)
+    lam = solution.lam
+
+    new_xs, new_ws = [], []
+    for x, w, other, (wx, ww), kappa, grow, shrink, free in zip(
+        xs, ws, scaled, pairs, kappas, *solution[1:], strict=True
+    ):
+        # c x + ct w, written as a multiple of the operand and of the sum that may grow without bound.
+        keep = jnp.minimum(grow, shrink)[..., None]
+        mix = (lam / kappa * grow * shrink)[..., None]
+        side = jnp.where(lam < 0, -1, 1).astype(dtype)[..., None]
+        step = free[..., None] / jnp.sqrt(2 * jnp.asarray(max(x.shape[-1], 1), dtype))
+        joint = x + side * other
+        new_xs.append(keep * x + side * mix * joint + jnp.abs(step) / jnp.sqrt(wx))
+        new_ws.append(keep * w + mix * joint * jnp.sqrt(wx / ww) + step / jnp.sqrt(ww))
+    distance = squared_distance(solution, kappas, plus, minus, compliance)
+    return Projection(tuple(new_xs), tuple(new_ws), lam, distance)

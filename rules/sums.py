@@ -1,0 +1,597 @@
+"""Sums of terms: ``z = Σ_i ⟨x_i, w_i⟩ + Σ_j a_jᵀ s_j``, one scalar equation per element of z.
+
+One rule covers add, sub, reduce_sum, every product with data, mul and dot_general, and any of them
+added up: a linear row is a bilinear row without products. Projections are exact in any metric of
+one weight per operand, and need no copies: with equal starts the sums of the projected copies are
+products again (see `SumRule.project`).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from pjax_trace.registry import (
+    Expansion,
+    Layout,
+    Moment,
+    Projection,
+    Rule,
+    Weights,
+    pointwise_route,
+    register_rule,
+)
+from pjax_trace.rules import bilinear
+
+__all__ = ["IDENTITY", "Contraction", "SumRule", "Term"]
+
+Labels = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contraction:
+    """``out[…] = Σ lhs[…] rhs[…]`` over the labels that ``out`` lacks, as in an einsum.
+
+    Without ``rhs`` it is a sum over axes. ``sizes`` gives the size of every label.
+    """
+
+    lhs: Labels
+    rhs: Labels | None
+    out: Labels
+    sizes: tuple[int, ...]
+    precision: Any = None
+
+    @property
+    def contracted(self) -> Labels:
+        """The labels that are summed over."""
+        return tuple(label for label in self.lhs if label not in self.out)
+
+    @property
+    def common(self) -> Labels:
+        """The labels of a private copy: every equation's own operands."""
+        return self.out + self.contracted
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the output."""
+        return self.size_of(self.out)
+
+    def size_of(self, labels: Labels) -> tuple[int, ...]:
+        """The shape of an array with these labels."""
+        return tuple(self.sizes[label] for label in labels)
+
+    def labels(self, side: int) -> Labels:
+        """Of the left (0) or right (1) operand."""
+        if side == 0:
+            return self.lhs
+        assert self.rhs is not None
+        return self.rhs
+
+    @property
+    def private(self) -> bool:
+        """Whether no operand element is read by two equations."""
+        sides = (self.lhs,) if self.rhs is None else (self.lhs, self.rhs)
+        return all(set(side) == set(self.common) for side in sides)
+
+    def apply(self, x: Array, w: Array | None = None) -> Array:
+        """The output."""
+        if w is None:
+            return _align(self._sum_out(x, self.lhs), self._kept(self.lhs), self.out)
+        assert self.rhs is not None
+        if self.private or not self.contracted:
+            product = _align(x, self.lhs, self.common) * _align(w, self.rhs, self.common)
+            return jnp.sum(product, tuple(range(len(self.out), len(self.common))))
+        batch = [label for label in self.lhs if label in self.rhs and label in self.out]
+        free = [
+            *(label for label in self.lhs if label not in self.rhs),
+            *(label for label in self.rhs if label not in self.lhs),
+        ]
+        dimensions = tuple(
+            (tuple(map(self.lhs.index, labels)), tuple(map(self.rhs.index, labels)))
+            for labels in (self.contracted, batch)
+        )
+        out = lax.dot_general(x, w, dimensions, precision=self.precision)  # pyright: ignore
+        return _align(out, (*batch, *free), self.out)
+
+    def rows(self, x: Array, side: int) -> Array:
+        """The sum of an operand over what is contracted; broadcasts to the output."""
+        labels = self.labels(side)
+        return _align(self._sum_out(x, labels), self._kept(labels), self.out)
+
+    def spread(self, out: Array, side: int) -> Array:
+        """The transpose with ones for the other operand; broadcasts to the operand.
+
+        The ones have size 1 along what is contracted, so this is a reduction, not a product.
+        """
+        labels = self.labels(side)
+        kept = tuple(label for label in self.out if label in labels)
+        lost = tuple(i for i, label in enumerate(self.out) if label not in labels)
+        return _align(jnp.sum(out, lost), kept, labels)
+
+    def readers(self, side: int) -> int:
+        """How many equations read each element of an operand."""
+        labels = self.labels(side)
+        return math.prod(self.sizes[label] for label in self.out if label not in labels)
+
+    def pull(self, out: Array, other: Array | None, side: int) -> Array:
+        """The transpose in one operand, the other one given (None: ones)."""
+        if other is None:
+            return jnp.broadcast_to(self.spread(out, side), self.size_of(self.labels(side)))
+        transposed = Contraction(
+            self.out, self.labels(1 - side), self.labels(side), self.sizes, self.precision
+        )
+        return transposed.apply(out, other)
+
+    def norms(self, coefficient: Array | None, side: int) -> Array | float:
+        """The squared norm of the coefficients of each row, those of operand ``side``."""
+        if coefficient is None:
+            return float(math.prod(self.size_of(self.contracted)))
+        return self.rows(jnp.square(coefficient), side)
+
+    def copies(self, x: Array, side: int) -> Array:
+        """An operand as private copies, in the common labels."""
+        aligned = _align(x, self.labels(side), self.common)
+        return jnp.broadcast_to(aligned, self.size_of(self.common))
+
+    def gathered(self, x: Array, side: int) -> Array:
+        """A private operand from the common labels back to its own."""
+        return _align(x, self.common, self.labels(side))
+
+    def _kept(self, labels: Labels) -> Labels:
+        return tuple(label for label in labels if label in self.out)
+
+    def _sum_out(self, x: Array, labels: Labels) -> Array:
+        return jnp.sum(x, tuple(i for i, label in enumerate(labels) if label not in self.out))
+
+
+def _align(x: Array, labels: Labels, target: Labels) -> Array:
+    """Axes in the order of ``target``, of size 1 where ``labels`` lacks them."""
+    order = sorted(range(len(labels)), key=lambda i: target.index(labels[i]))
+    missing = tuple(i for i, label in enumerate(target) if label not in labels)
+    return jnp.expand_dims(jnp.transpose(x, order), missing)
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """``sign · layout(contraction(operands))``, the operands by position."""
+
+    contraction: Contraction
+    operands: tuple[int, ...]
+    sign: float = 1.0
+    layout: Layout | None = None
+
+    def apply(self, operands: Sequence[Array]) -> Array:
+        """The value of the term."""
+        return self.sign * self.forward(self.contraction.apply(*(operands[i] for i in self.operands)))
+
+    def forward(self, x: Any) -> Any:
+        """From the contraction's layout to the sum's."""
+        return x if self.layout is None else self.layout.forward(x)
+
+    def backward(self, x: Array) -> Array:
+        """From the sum's layout to the contraction's."""
+        return x if self.layout is None else self.layout.backward(x)
+
+
+class SumRule(Rule):
+    """The exact projection onto a sum of terms, every scalar equation by itself.
+
+    Params: ``terms``, a tuple of `Term`.
+    """
+
+    family = "sum"
+
+    def apply(self, params: dict[str, Any], *operands: Array) -> Array:
+        """The sum."""
+        first, *rest = (term.apply(operands) for term in params["terms"])
+        return sum(rest, first)
+
+    def project(
+        self, params: dict[str, Any], operands: Sequence[Array], out: Array, weights: Weights
+    ) -> Projection:
+        """The nearest point of all rows, as moments.
+
+        Each row has one unknown λ. A linear operand moves by ``a λ/ω``. A product moves by
+        ``√ω_x x' = c √ω_x x + cτ √ω_w w``, ``c = 1/(1−τ²)``, ``τ = λ/√(ω_x ω_w)``, so the copies of x
+        in the rows that read it sum to ``x·fᵀ(c; 1) + √(ω_w/ω_x) fᵀ(cτ; w)``, with fᵀ the transpose
+        of the product in x: no copy is ever made.
+        """
+        linear, products = [], []
+        for term in params["terms"]:
+            variable = [i for i in term.operands if weights.operands[i] is not None]
+            if len(variable) == 2:
+                products.append(_Product(term, operands, weights))
+            else:
+                linear.append(_Linear(term, operands, weights))
+        compliance, target = 1.0 / weights.out, out
+        for part in linear:
+            compliance = compliance + part.compliance
+            target = target - part.value
+        moments: list[Moment | None] = [None] * len(operands)
+        if products:
+            kappas, plus = [p.kappa for p in products], [p.plus for p in products]
+            minus, value = [p.minus for p in products], sum(p.value for p in products)
+            solution = bilinear.solve_multiplier(
+                kappas, plus, minus, target, compliance, value=jnp.asarray(value)
+            )
+            multiplier = solution.lam
+            distance = jnp.sum(
+                bilinear.squared_distance(solution, kappas, plus, minus, compliance)
+            )
+            for i, product in enumerate(products):
+                grow, shrink, free = solution.grow[i], solution.shrink[i], solution.free[i]
+                for position, moment in product.moments(grow, shrink, free):
+                    moments[position] = moment
+        else:
+            multiplier = target / compliance
+            distance = jnp.sum(target * multiplier)
+        for part in linear:
+            moments[part.position] = part.moment(multiplier)
+        return Projection(tuple(moments), out - multiplier / weights.out, distance)
+
+    def elementwise(self, params: dict[str, Any]) -> bool:
+        """Where every equation reads one element of each operand."""
+        return all(t.contraction.private and not t.contraction.contracted for t in params["terms"])
+
+    def masses(
+        self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
+    ) -> tuple[Any, ...]:
+        """Weight times the number of rows that read each element."""
+        masses: list[Any] = [None] * len(operands)
+        for term in params["terms"]:
+            for side, position in enumerate(term.operands):
+                if weights.operands[position] is not None:
+                    readers = term.contraction.readers(side)
+                    masses[position] = weights.operands[position] * readers
+        return tuple(masses)
+
+    def expand(
+        self,
+        params: dict[str, Any],
+        shapes: Sequence[tuple[int, ...]],
+        variable: Sequence[bool],
+    ) -> Expansion:
+        """Every operand spread over the rows that read it."""
+        views: list[Callable[[Array], Array] | None] = [None] * len(shapes)
+        terms = []
+        for term in params["terms"]:
+            contraction = term.contraction
+            labels = [contraction.labels(side) for side in range(len(term.operands))]
+            for side, position in enumerate(term.operands):
+                if variable[position] and set(labels[side]) != set(contraction.common):
+                    views[position] = _copier(contraction, side)
+                    labels[side] = contraction.common
+            sides = (labels[0], labels[1] if len(labels) == 2 else None)
+            private = dataclasses.replace(contraction, lhs=sides[0], rhs=sides[1])
+            if private.contracted != contraction.contracted:  # keep the order of the common labels
+                out = contraction.out + contraction.contracted
+                assert set(private.common) == set(out)
+            terms.append(dataclasses.replace(term, contraction=private))
+        return Expansion(self, {**params, "terms": tuple(terms)}, tuple(views))
+
+    def absorb(
+        self,
+        params: dict[str, Any],
+        position: int,
+        producer: tuple[Rule, dict[str, Any]],
+        layout: Layout,
+    ) -> dict[str, Any] | None:
+        """A plain addend that is itself a sum: its terms join these."""
+        rule, inner = producer
+        mine = next(term for term in params["terms"] if position in term.operands)
+        addend = mine.contraction
+        if not isinstance(rule, SumRule) or addend.rhs is not None or addend.lhs != addend.out:
+            return None
+        added = 1 + max(i for term in inner["terms"] for i in term.operands)
+
+        def shifted(term: Term) -> Term:
+            moved = tuple(i + added - 1 if i > position else i for i in term.operands)
+            return dataclasses.replace(term, operands=moved)
+
+        def joined(term: Term) -> Term:
+            return dataclasses.replace(
+                term,
+                operands=tuple(i + position for i in term.operands),
+                sign=term.sign * mine.sign,
+                layout=(term.layout.followed_by(layout) if term.layout else layout).followed_by(
+                    mine.layout
+                ),
+            )
+
+        terms = [
+            new
+            for term in params["terms"]
+            for new in (map(joined, inner["terms"]) if term is mine else [shifted(term)])
+        ]
+        return {**params, "terms": tuple(terms)}
+
+    def conflict(self, params: dict[str, Any], elements: Sequence[Any]) -> str | None:
+        """A product must not read one element on both sides of an equation."""
+        for term in params["terms"]:
+            sides = [elements[i] for i in term.operands]
+            if len(sides) < 2:
+                continue
+            unknown = any(names is None for names in sides)
+            if not unknown and term.contraction.private and not term.contraction.contracted:
+                x, w = (term.contraction.copies(s, i) for i, s in enumerate(sides))
+                if not jnp.any((x == w) & (x > 0)):
+                    continue
+            elif not unknown and not set(sides[0].ravel()) & set(sides[1].ravel()) - {0}:
+                continue
+            return (
+                "multiplies a variable with itself in one equation, which is a square and not a "
+                "product of two copies; write jnp.square (or x * x) of the very same array, or use "
+                "two variables"
+            )
+        return None
+
+
+def _copier(contraction: Contraction, side: int) -> Callable[[Array], Array]:
+    return lambda x: contraction.copies(x, side)
+
+
+class _Linear:
+    """A term with one variable: ``sign · Σ a s``."""
+
+    def __init__(self, term: Term, operands: Sequence[Array], weights: Weights):
+        self.term = term
+        self.side = next(
+            s for s, i in enumerate(term.operands) if weights.operands[i] is not None
+        )
+        self.position = term.operands[self.side]
+        self.weight = weights.operands[self.position]
+        self.operand = operands[self.position]
+        self.coefficient = None
+        if len(term.operands) == 2:
+            self.coefficient = operands[term.operands[1 - self.side]]
+        self.value = term.apply(operands)
+        norms = term.contraction.norms(self.coefficient, 1 - self.side)
+        self.compliance = term.forward(norms) / self.weight
+
+    def moment(self, multiplier: Array) -> Moment:
+        """Of the operand, moved by ``a λ/ω`` in every row."""
+        contraction = self.term.contraction
+        mass = self.weight * contraction.readers(self.side)
+        step = contraction.pull(self.term.backward(multiplier), self.coefficient, self.side)
+        return Moment(mass * self.operand + self.term.sign * step, mass)
+
+
+class _Product:
+    """A term with two variables: ``sign · ⟨x, w⟩``."""
+
+    def __init__(self, term: Term, operands: Sequence[Array], weights: Weights):
+        self.term = term
+        self.weights = tuple(weights.operands[i] for i in term.operands)
+        roots = [jnp.sqrt(jnp.asarray(w, operands[i].dtype)) for w, i in zip(
+            self.weights, term.operands, strict=True)]
+        self.kappa = roots[0] * roots[1]
+        contraction = term.contraction
+        # In units in which the metric is Euclidean, and with the sign in the left operand.
+        self.scaled = [
+            roots[0] * operands[term.operands[0]] * term.sign,
+            roots[1] * operands[term.operands[1]],
+        ]
+        if contraction.private:
+            x, w = (contraction.copies(s, i) for i, s in enumerate(self.scaled))
+            axes = tuple(range(len(contraction.out), len(contraction.common)))
+            self.sum, self.difference = x + w, x - w
+            plus = jnp.sum(jnp.square(self.sum), axes) / 4
+            minus = jnp.sum(jnp.square(self.difference), axes) / 4
+            self.value = term.forward(jnp.sum(x * w, axes) / self.kappa)
+        else:
+            q = sum(contraction.rows(jnp.square(s), i) for i, s in enumerate(self.scaled))
+            p = contraction.apply(*self.scaled)
+            plus, minus = (q + 2 * p) / 4, (q - 2 * p) / 4
+            self.value = term.forward(p / self.kappa)
+        self.plus, self.minus = term.forward(plus), term.forward(minus)
+
+    def moments(self, grow: Array, shrink: Array, free: Array) -> list[tuple[int, Moment]]:
+        """Of both operands."""
+        term, contraction = self.term, self.term.contraction
+        grow, shrink, free = (term.backward(a) for a in (grow, shrink, free))
+        # The free direction: a fixed unit vector, shared by both halves of the saddle.
+        unit = 1 / math.sqrt(2 * max(1, math.prod(contraction.size_of(contraction.contracted))))
+        signs = (term.sign, 1.0)
+        result = []
+        if contraction.private:
+            grow, shrink, free = (
+                a.reshape(a.shape + (1,) * len(contraction.contracted))
+                for a in (grow, shrink, free)
+            )
+            half_sum = 0.5 * grow * self.sum + unit * jnp.maximum(free, 0)
+            half_difference = 0.5 * shrink * self.difference + unit * jnp.maximum(-free, 0)
+            moved = (half_sum + half_difference, half_sum - half_difference)
+            for side, position in enumerate(term.operands):
+                weight = self.weights[side]
+                x = signs[side] * contraction.gathered(moved[side], side)
+                result.append((position, Moment(jnp.sqrt(weight) * x, weight)))
+            return result
+        c, ct = 0.5 * (grow + shrink), 0.5 * (grow - shrink)
+        for side, position in enumerate(term.operands):
+            weight = self.weights[side]
+            leftover = jnp.abs(free) if side == 0 else free
+            moved = (
+                self.scaled[side] * contraction.spread(c, side)
+                + contraction.pull(ct, self.scaled[1 - side], side)
+                + unit * contraction.spread(leftover, side)
+            )
+            mass = weight * contraction.readers(side)
+            result.append((position, Moment(signs[side] * jnp.sqrt(weight) * moved, mass)))
+        return result
+
+
+SUM = SumRule()
+
+
+class SumPrimitive(Rule):
+    """A primitive that is a sum of terms, or a view when one factor is data.
+
+    Args:
+        terms: from params and operand shapes to terms.
+    """
+
+    family = "sum"
+    function: Callable[..., Array]
+
+    def terms(self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Term, ...]:
+        """The terms of the sum."""
+        raise NotImplementedError
+
+    def specialise(
+        self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]], variable: Sequence[bool]
+    ) -> tuple[Rule, dict[str, Any]]:
+        """The one rule of the family."""
+        return SUM, {"terms": self.terms(params, shapes)}
+
+
+def _pointwise(shape: tuple[int, ...], sides: int) -> Contraction:
+    labels = tuple(range(len(shape)))
+    return Contraction(labels, labels if sides == 2 else None, labels, tuple(shape))
+
+
+class Pointwise(SumPrimitive):
+    """add, sub, mul and div, elementwise; with one operand data they are views.
+
+    JAX lets operands of size 1 stand for larger ones here; that is made explicit first.
+
+    Args:
+        function: the operation.
+        offset: whether data shift the variable, instead of scaling it.
+        doubled: the operation on one value twice, where that is another primitive.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Array],
+        *,
+        offset: bool,
+        doubled: Callable[[Array], Array] | None = None,
+    ):
+        self.function = function
+        self.doubled: Any = doubled
+        self.offset = offset
+        self.total = offset  # a zero factor reads nothing
+
+    def rewrite(
+        self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]
+    ) -> Callable[..., Array] | None:
+        """Equal shapes, and no operand twice."""
+        x, y = operands
+        if x is y and self.doubled is not None:
+            return lambda a, _: self.doubled(a)
+        if x.shape == y.shape or not all(variable):
+            return None
+        shape = jnp.broadcast_shapes(x.shape, y.shape)
+        return lambda *xs: self.function(*(jnp.broadcast_to(_full(a, shape), shape) for a in xs))
+
+    def is_view(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
+        """Scaling or offset by data."""
+        return not all(variable)
+
+    def route(
+        self, primitive: Any, params: dict[str, Any], elements: Sequence[Any], data: Sequence[Any]
+    ) -> list[Any]:
+        """Elements stay in their places."""
+        return [pointwise_route(elements)]
+
+
+def _full(x: Array, shape: tuple[int, ...]) -> Array:
+    return jnp.reshape(x, (1,) * (len(shape) - x.ndim) + x.shape)
+
+
+class Addition(Pointwise):
+    """add (sign 1) and sub (sign −1)."""
+
+    def __init__(self, function: Callable[..., Array], sign: float):
+        super().__init__(function, offset=True, doubled=lambda x: (1 + sign) * x)
+        self.sign = sign
+
+    def terms(self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Term, ...]:
+        """Two addends."""
+        plain = _pointwise(shapes[0], 1)
+        return Term(plain, (0,)), Term(plain, (1,), self.sign)
+
+
+class Multiplication(Pointwise):
+    """mul: one product per element."""
+
+    def terms(self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Term, ...]:
+        """One product."""
+        return (Term(_pointwise(shapes[0], 2), (0, 1)),)
+
+
+class Division(Pointwise):
+    """div by data: a scaling."""
+
+    def supports(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
+        """Not by a variable."""
+        return not variable[1]
+
+
+class ReduceSum(SumPrimitive):
+    """reduce_sum over axes."""
+
+    def terms(self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Term, ...]:
+        """One term with coefficients 1."""
+        labels = tuple(range(len(shapes[0])))
+        axes = {int(axis) for axis in params["axes"]}
+        kept = tuple(label for label in labels if label not in axes)
+        return (Term(Contraction(labels, None, kept, tuple(shapes[0])), (0,)),)
+
+
+class DotGeneral(SumPrimitive):
+    """dot_general, with any dimension numbers."""
+
+    def rewrite(
+        self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]
+    ) -> Callable[..., Array] | None:
+        """A product of a value with itself, row by row, is a sum of squares."""
+        (contract, batch) = params["dimension_numbers"]
+        paired = sorted(contract[0]) + sorted(batch[0])
+        same = tuple(contract[0]) == tuple(contract[1]) and tuple(batch[0]) == tuple(batch[1])
+        if operands[0] is not operands[1] or not same or len(paired) < len(operands[0].shape):
+            return None
+        axes = tuple(int(axis) for axis in contract[0])
+        kept = sorted(batch[0])
+        order = tuple(kept.index(axis) for axis in batch[0])
+        return lambda x, _: jnp.transpose(jnp.sum(lax.square(x), axes), order)
+
+    def terms(self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Term, ...]:
+        """One product."""
+        (contract_l, contract_r), (batch_l, batch_r) = params["dimension_numbers"]
+        left = list(range(len(shapes[0])))
+        right = [-1] * len(shapes[1])
+        sizes = list(shapes[0])
+        for a, b in zip((*batch_l, *contract_l), (*batch_r, *contract_r), strict=True):
+            right[b] = left[a]
+        for axis, label in enumerate(right):
+            if label < 0:
+                right[axis] = len(sizes)
+                sizes.append(shapes[1][axis])
+        out = (
+            *(left[a] for a in batch_l),
+            *(label for a, label in enumerate(left) if a not in (*batch_l, *contract_l)),
+            *(label for b, label in enumerate(right) if b not in (*batch_r, *contract_r)),
+        )
+        contraction = Contraction(
+            tuple(left), tuple(right), tuple(out), tuple(sizes), params.get("precision")
+        )
+        return (Term(contraction, (0, 1)),)
+
+
+def identity(shape: tuple[int, ...]) -> tuple[SumRule, dict[str, Any]]:
+    """The constraint ``z = x``."""
+    return SUM, {"terms": (Term(_pointwise(shape, 1), (0,)),)}
+
+
+register_rule(lax.add_p, Addition(lax.add, 1.0))
+register_rule(lax.sub_p, Addition(lax.sub, -1.0))
+register_rule(lax.mul_p, Multiplication(lax.mul, offset=False, doubled=lax.square))
+register_rule(lax.div_p, Division(lax.div, offset=False))
+register_rule(lax.reduce_sum_p, ReduceSum())
+register_rule(lax.dot_general_p, DotGeneral())

@@ -1,0 +1,129 @@
+import json
+
+import pytest
+
+import pjax_trace as pjax
+from benchmarks import train
+from benchmarks.methods import SOLVERS, Progress
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Runs the command in a small setting; returns its status, its output and its JSON."""
+
+    def run(*options: str):
+        file = tmp_path / "out.json"
+        files = ["--json", str(file), "--plot", str(tmp_path / "curves.png")]
+        small = ["--hidden", "16", "--batch-size", "32", "--batches", "4", "--steps", "3"]
+        status = train.main([*small, *files, *options])
+        content = json.loads(file.read_text()) if file.exists() else None
+        return status, capsys.readouterr(), content
+
+    return run
+
+
+@pytest.mark.usefixtures("loose_promotion")
+def test_reports_both_methods(run, tmp_path):
+    status, output, content = run("--baseline", "adam", "--batches", "6")
+    assert status == 0
+    table = output.out.splitlines()
+    assert "test accuracy" in table[0] and "compilation" in table[0]
+    assert table[2].startswith("ap-momentum") and table[3].startswith("adam")
+    projections, adam = content["runs"]
+    assert projections["steps"] == 18 and adam["steps"] == 6
+    assert projections["samples"] == adam["samples"] == 6 * 32
+    assert projections["accuracy"][0] == adam["accuracy"][0]  # One start for both.
+    assert len(projections["gap"]) == 6 and not adam["gap"]
+    assert projections["training [s]"] > 0 and projections["compilation [s]"] > 0
+    assert content["options"]["solver"] == "ap-momentum"
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "accuracy" in output.err and "gap" in output.err  # The progress bar.
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_trains(run, solver):
+    status, _, content = run("--solver", solver, "--batches", "2")
+    assert status == 0 and len(content["runs"][0]["gap"]) == 2
+
+
+def test_learns_digits(run):
+    size = ["--batch-size", "128", "--hidden", "64,32"]
+    _, _, content = run(*size, "--batches", "30", "--steps", "20")
+    assert content["runs"][0]["test accuracy"] > 0.85
+
+
+def test_same_seed_same_curve(run):
+    curves = [run("--seed", seed)[2]["runs"][0] for seed in "001"]
+    assert curves[0]["gap"] == curves[1]["gap"] != curves[2]["gap"]
+    assert curves[0]["accuracy"] == curves[1]["accuracy"]
+
+
+def test_mnist(run, data_dir):
+    status, _, content = run("--dataset", "mnist", "--data-dir", str(data_dir), "--batches", "2")
+    assert status == 0 and content["runs"][0]["samples"] == 64
+
+
+def interrupted_by(error):
+    """A method whose third batch is interrupted (after one for compilation)."""
+    calls = []
+
+    def update(model, state, x, y):
+        calls.append(x)
+        if len(calls) > 3:
+            raise error
+        return model, state, Progress(steps=5, gap=1.0)
+
+    return lambda name, **_: train.Method(name, lambda model: None, update)
+
+
+def test_interrupted_runs_are_reported(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "projections", interrupted_by(KeyboardInterrupt()))
+    status, output, content = run("--baseline", "adam")
+    assert status == 130 and "interrupted" in output.err
+    projections, adam = content["runs"]
+    assert projections["steps"] == 10 and projections["samples"] == 64
+    assert adam["steps"] == 0 and adam["test accuracy"] is None
+    assert output.out.splitlines()[2].startswith("ap-momentum")
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_failed_runs_are_reported(run, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(train, "projections", interrupted_by(FloatingPointError("NaN")))
+    with pytest.raises(FloatingPointError, match="NaN"):
+        run()
+    assert capsys.readouterr().out.splitlines()[2].startswith("ap-momentum")
+    assert json.loads((tmp_path / "out.json").read_text())["runs"][0]["steps"] == 10
+
+
+def test_what_the_library_refuses_is_reported_in_a_line(run, monkeypatch):
+    monkeypatch.setattr(train, "projections", interrupted_by(pjax.PjaxError("no rule for fft")))
+    status, output, content = run()
+    assert status == 1 and output.err.endswith("error: no rule for fft\n")
+    assert content["runs"][0]["steps"] == 10
+
+
+def test_missing_files_are_named(run, tmp_path):
+    status, output, _ = run("--dataset", "mnist", "--data-dir", str(tmp_path))
+    assert status == 2 and "train-images-idx3-ubyte.gz is missing" in output.err
+
+
+def test_too_large_a_batch(run):
+    status, output, _ = run("--batch-size", "1438")
+    assert status == 2 and "1438 cannot be drawn from 1437" in output.err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--batches", "0"],
+        ["--hidden", "64,none"],
+        ["--solver", "sgd"],
+        ["--lam", "-1"],
+        ["--weight-hidden", "nan"],
+        ["--json", "no-such-folder/out.json"],
+    ],
+)
+def test_bad_options_are_refused(options, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(options)
+    assert stopped.value.code == 2 and options[0] in capsys.readouterr().err

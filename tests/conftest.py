@@ -1,0 +1,27 @@
+"""What every test runs under: strict promotion, and the data folder where there is one."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def loose_promotion():
+    """For tests that run optax.adam, which raises a float to an integer power."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data: $PJAX_TRACE_DATA, or shared/data beside the checkout."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("PJAX_TRACE_DATA") or beside)
+    if not folder.is_dir():
+        pytest.skip("no real data: set PJAX_TRACE_DATA to a folder with mnist/ in it")
+    return folder
