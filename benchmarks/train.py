@@ -185,10 +185,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the start and of the order of the samples")
     add("--baseline", choices=["adam"], help="train the same model on the same batches by it too")
     add("--learning-rate", type=arguments.positive, default=3e-3, help="of the baseline")
-    add("--lam", type=arguments.positive, default=5.0, help="weight of the loss in its prox")
-    for part in ("parameters", "hidden", "outputs"):
+    add("--lam", type=arguments.positive, default=2.0, help="weight of the loss in its prox")
+    for part, weight in {"parameters": 10.0, "hidden": 1.0, "outputs": 1.0}.items():
         help = f"weight of {part} variables in the metric"
-        add(f"--weight-{part}", type=arguments.positive, default=1.0, help=help)
+        add(f"--weight-{part}", type=arguments.positive, default=weight, help=help)
     add("--json", type=arguments.output_file, help="file to write the results to")
     add("--plot", type=arguments.output_file, default="train.png", help="file for the curves")
     return parser.parse_args(argv)

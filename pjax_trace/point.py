@@ -58,72 +58,93 @@ def project_point(
         raise InputError(
             f"project_point: operands must be a tuple of arrays, not {type(operands).__name__}"
         )
-    arrays = [_array(f"operand {i}", x) for i, x in enumerate(operands)]
+    arrays = tuple(_array(f"operand {i}", x) for i, x in enumerate(operands))
     if not arrays:
         raise InputError("project_point: there must be at least one operand")
-    shape = jax.eval_shape(fn, *arrays)
-    if not hasattr(shape, "shape"):
-        raise InputError("project_point: the function must return one array")
     target = _array("out", out)
-    if target.shape != shape.shape:
-        raise InputError(
-            f"project_point: the function returns shape {shape.shape}, but out has {target.shape}"
-        )
-    operand_weights, out_weight = _weights(weights, arrays, target)
-    program = trace_program(
-        lambda xs, _: [fn(*xs)],
-        arrays,
-        [],
-        names=[f"operands[{i}]" for i in range(len(arrays))],
-    )
-    graph = build_graph(program)
-    constraint, view = _only_constraint(graph)
-    moved = _project(constraint, view, graph, arrays, target, operand_weights, out_weight)
+    metric = _weights(weights, arrays, target)
+    moved, _ = Point(fn, arrays, target.shape).project(arrays, target, metric)
     return moved, fn(*moved)
 
 
-def _project(
-    c: Constraint,
-    out_view: View,
-    graph: ConsensusGraph,
-    arrays: Sequence[Array],
-    target: Array,
-    operand_weights: Sequence[float],
-    out_weight: Array,
-) -> tuple[Array, ...]:
-    """Through the views: into the constraint's own coordinates, and back."""
-    parameters = graph.parameters
-    values = dict(zip(parameters, arrays, strict=True))
-    weight_of = dict(zip(parameters, operand_weights, strict=True))
-    data = graph.program.evaluate(arrays, [])
-    operands, weights = [], []
-    for operand in c.operands:
-        if isinstance(operand, View):
-            operands.append(operand(data, *(values[b] for b in operand.bases)))
-            weights.append(_operand_weight(c, operand, data, weight_of))
-        else:
-            operands.append(data[operand])
-            weights.append(None)
-    slope, offset = _affine(out_view, data)
-    (mass,) = out_view.pull(data, out_weight * slope)
-    (first,) = out_view.pull(data, out_weight * (target - offset))
-    # An output element that the function does not return asks nothing of its equation.
-    returned = mass > 0
-    mass = jnp.where(returned, mass, 1)
-    inner = jnp.where(returned, first / mass, c.rule.apply(c.params, *operands))
-    result = c.rule.project(c.params, operands, inner, Weights(tuple(weights), mass))
-    moved = dict(values)
-    for position, view in c.reads:
-        moment = result.moments[position]
-        assert moment is not None
-        copy = moment.first / moment.mass
+class Point:
+    """A function that traces to one constraint, ready to project points onto its graph.
+
+    Only the shapes of ``operands`` matter, unless the function looks at their values.
+    """
+
+    def __init__(self, fn: Callable[..., Array], operands: Sequence[Array], shape: tuple[int, ...]):
+        returned = jax.eval_shape(fn, *operands)
+        if not hasattr(returned, "shape"):
+            raise InputError("project_point: the function must return one array")
+        if returned.shape != shape:
+            raise InputError(
+                f"project_point: the function returns shape {returned.shape}, but out has {shape}"
+            )
+        names = [f"operands[{i}]" for i in range(len(operands))]
+        program = trace_program(lambda xs, _: [fn(*xs)], operands, [], names=names)
+        self.graph = build_graph(program)
+        self.constraint, self.view = _only_constraint(self.graph)
+
+    def project(
+        self, operands: Sequence[Array], out: Array, weights: tuple[Sequence[Any], Array]
+    ) -> tuple[tuple[Array, ...], Array]:
+        """The nearest point, with the output as the rule gives it.
+
+        Through the views into the constraint's own coordinates, and back.
+        """
+        c, graph = self.constraint, self.graph
+        values = dict(zip(graph.parameters, operands, strict=True))
+        weight_of = dict(zip(graph.parameters, weights[0], strict=True))
+        data = graph.program.evaluate(operands, [])
+        point, metric = [], []
+        for operand in c.operands:
+            if isinstance(operand, View):
+                point.append(operand(data, *(values[b] for b in operand.bases)))
+                metric.append(self._weight(operand, data, weight_of))
+            else:
+                point.append(data[operand])
+                metric.append(None)
+        slope, offset = _affine(self.view, data)
+        (mass,) = self.view.pull(data, weights[1] * slope)
+        (first,) = self.view.pull(data, weights[1] * (out - offset))
+        # An output element that the function does not return asks nothing of its equation.
+        returned = mass > 0
+        mass = jnp.where(returned, mass, 1)
+        target = jnp.where(returned, first / mass, c.rule.apply(c.params, *point))
+        result = c.rule.project(c.params, point, target, Weights(tuple(metric), mass))
+        moved = dict(values)
+        for position, view in c.reads:
+            moment = result.moments[position]
+            assert moment is not None
+            slope, offset = _affine(view, data)
+            # Every element is read at most once, by y = c·x + o, so its copy determines it.
+            fixed, divisor = slope == 0, _nonzero(slope)
+            copy = moment.first / moment.mass - offset
+            xs = view.pull(data, jnp.where(fixed, 0, copy / jnp.square(divisor)))
+            counts = view.pull(data, jnp.where(fixed, 0, 1 / divisor))
+            for base, x, count in zip(view.bases, xs, counts, strict=True):
+                moved[base] = jnp.where(count > 0.5, x, moved[base])
+        return tuple(moved[p] for p in graph.parameters), self.view(data, result.out)
+
+    def _weight(self, view: View, data: Any, weight_of: dict[Variable, Any]) -> Any:
+        """The weight of a copy ``c·x + o`` of x: that of x over c², in the copy's own units."""
+        c = self.constraint
+        if all(rule.scales is False for rule in view.rules) and len(view.bases) == 1:
+            return weight_of[view.bases[0]]
         slope, offset = _affine(view, data)
-        # Every element is read once, so its copy determines it: x = (y - o) / c.
-        back = view.pull(data, jnp.where(slope == 0, 0, (copy - offset) / _nonzero(slope)))
-        read = view.pull(data, jnp.where(slope == 0, 0, 1 / _nonzero(slope)))
-        for base, x, once in zip(view.bases, back, read, strict=True):
-            moved[base] = jnp.where(once == 0, moved[base], x / _nonzero(once))
-    return tuple(moved[p] for p in parameters)
+        linear = [jnp.full(b.shape, weight_of[b], b.dtype) for b in view.bases]
+        own = (view(data, *linear) - offset) / _nonzero(slope)
+        weight = jnp.where(slope == 0, _FIXED, own / jnp.square(_nonzero(slope)))
+        if c.rule.elementwise(c.params):
+            return weight
+        known = not isinstance(weight, jax.core.Tracer)
+        if known and weight.size and bool(jnp.all(weight == weight.reshape(-1)[0])):
+            return float(weight.reshape(-1)[0])
+        raise TraceError(
+            f"project_point: {c.name} at {c.source} reads an operand whose elements weigh "
+            "differently, because data scale them (or may, under jit); there is no closed form then"
+        )
 
 
 def _nonzero(x: Array) -> Array:
@@ -134,25 +155,6 @@ def _affine(view: View, data: Any) -> tuple[Array, Array]:
     """Slope and offset of every element of a view."""
     offset = view(data, *(jnp.zeros(b.shape, b.dtype) for b in view.bases))
     return view(data, *(jnp.ones(b.shape, b.dtype) for b in view.bases)) - offset, offset
-
-
-def _operand_weight(
-    c: Constraint, view: View, data: Any, weight_of: dict[Variable, float]
-) -> Array | float:
-    """The weight of a copy ``c·x + o`` of x: that of x over c², in the copy's own units."""
-    slope, _ = _affine(view, data)
-    linear = [jnp.full(b.shape, weight_of[b], b.dtype) for b in view.bases]
-    zeros = [jnp.zeros(b.shape, b.dtype) for b in view.bases]
-    own = (view(data, *linear) - view(data, *zeros)) / _nonzero(slope)
-    weight = jnp.where(slope == 0, _FIXED, own / jnp.square(_nonzero(slope)))
-    if not weight.size or bool(jnp.all(weight == weight.reshape(-1)[0])):
-        return float(weight.reshape(-1)[0]) if weight.size else 1.0
-    if not c.rule.elementwise(c.params):
-        raise TraceError(
-            f"project_point: {c.name} at {c.source} reads an operand whose elements weigh "
-            "differently, because data scale them; there is no closed form then"
-        )
-    return weight
 
 
 _FIXED = 1e30  # the weight of a copy that cannot move, because its slope is zero

@@ -72,12 +72,14 @@ class Rule:
         total: as a view: whether every element of the variable operands is surely read.
         offset: as a view: whether it may add data to what it reads.
         permutation: as a view: whether it only renames elements, unless it changes their number.
+        scales: as a view: whether it may multiply what it reads.
     """
 
     family: ClassVar[str] = "rule"
     total: bool = False
     offset: bool = True
     permutation: bool = False
+    scales: bool = False
 
     def rewrite(
         self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]

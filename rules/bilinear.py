@@ -25,7 +25,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-__all__ = ["Multiplier", "Projection", "project_products", "solve_multiplier", "squared_distance"]
+__all__ = [
+    "Multiplier",
+    "PrivateProduct",
+    "Projection",
+    "project_products",
+    "solve_multiplier",
+    "squared_distance",
+]
 
 # A plus or minus below this share of its equation counts as zero. It is replaced by this share,
 # the seed of a free direction: squares of its growth, up to 1e15, still fit float32.
@@ -41,16 +48,15 @@ class Multiplier(NamedTuple):
         shrink: per product, ``1 / (1 + lam / kappa)``, the factor of ``X - W``; 1 where it is free.
         free: per product, the signed length of a step along a free unit direction ``e``: positive
             for ``(X + W) / sqrt 2``, negative for ``(X - W) / sqrt 2``, 0 unless that vanished.
-
-    The coefficients of the projection are best had as ``ct = t * grow * shrink``, ``t = lam / kappa``
-    (the difference of the factors cancels for small ``t``) and ``c = (grow + shrink) / 2``:
-    ``X = c X0 + ct W0`` and ``W = c W0 + ct X0``.
+        mix: per product, ``(grow - shrink) / 2`` without its cancellation. Free steps aside, the
+            projection is ``X = c X0 + mix W0``, ``W = c W0 + mix X0``, ``c = (grow + shrink) / 2``.
     """
 
     lam: Float[Array, "..."]
     grow: tuple[Float[Array, "..."], ...]
     shrink: tuple[Float[Array, "..."], ...]
     free: tuple[Float[Array, "..."], ...]
+    mix: tuple[Float[Array, "..."], ...]
 
 
 class Projection(NamedTuple):
@@ -94,11 +100,10 @@ def solve_multiplier(
         >>> import jax.numpy as jnp
         >>> from pjax_trace.rules.bilinear import solve_multiplier
         >>> x, w, z = jnp.float32(1.0), jnp.float32(2.0), jnp.float32(5.0)
-        >>> lam, (grow,), (shrink,), _ = solve_multiplier(
-        ...     [1.0], [(x + w) ** 2 / 4], [(x - w) ** 2 / 4], z, 1.0
-        ... )
-        >>> x, w = ((x + w) * grow + (x - w) * shrink) / 2, ((x + w) * grow - (x - w) * shrink) / 2
-        >>> bool(abs(x * w - (z - lam)) < 1e-5)
+        >>> plus, minus = (x + w) ** 2 / 4, (x - w) ** 2 / 4
+        >>> lam, (grow,), (shrink,), _, (mix,) = solve_multiplier([1.0], [plus], [minus], z, 1.0)
+        >>> c = (grow + shrink) / 2
+        >>> bool(abs((c * x + mix * w) * (c * w + mix * x) - (z - lam)) < 1e-5)
         True
     """
     dtype = jnp.result_type(target)
@@ -118,7 +123,7 @@ def solve_multiplier(
     negative = residual < 0
     rising = [r * jnp.where(negative, m, p) for r, p, m in zip(ratios, plus, minus, strict=True)]
     falling = [r * jnp.where(negative, p, m) for r, p, m in zip(ratios, plus, minus, strict=True)]
-    residual, slack = jnp.abs(residual), least * least * compliance
+    residual, slack = jnp.abs(residual), least * least * jnp.asarray(compliance, dtype)
     scale = sum(rising) + sum(falling) + residual + slack + jnp.finfo(dtype).tiny
     fits = scale < jnp.inf
     scale = jnp.where(fits, scale, 1)
@@ -128,24 +133,26 @@ def solve_multiplier(
     odds = _odds(ratios, lags, rising, falling, residual / scale, slack / scale)
     odds = jnp.where(fits, odds, 0)
 
-    sign = jnp.where(negative, -1, 1).astype(dtype)
-    grow, shrink, free = [], [], []
+    sign, t = jnp.where(negative, -1, 1).astype(dtype), odds / (1 + odds)
+    grow, shrink, free, mix = [], [], [], []
     for r, lag, p in zip(ratios, lags, rising, strict=True):
         up, down, up_slope, _ = _factors(odds, r, lag)
         vanished = p <= _SEED
-        step = jnp.sqrt(2 * p * (scale / r) * odds * up_slope * (up + 1))  # |a|^2 gains up^2 - 1
+        # A vanished sum grows from the seed, by up^2 - 1 = odds near (up + 1), not by a factor.
+        step = jnp.sqrt(2 * p * odds * (up_slope / r) * (up + 1) * scale)
+        mixed = jnp.where(vanished, (1 - down) / 2, r * t * up * down)
         up = jnp.where(vanished, 1, up)
         grow.append(jnp.where(negative, down, up))
         shrink.append(jnp.where(negative, up, down))
         free.append(jnp.where(vanished, sign * step, 0))
-    lam = sign * least * (odds / (1 + odds))
-    return Multiplier(lam, tuple(grow), tuple(shrink), tuple(free))
+        mix.append(sign * mixed)
+    return Multiplier(sign * least * t, tuple(grow), tuple(shrink), tuple(free), tuple(mix))
 
 
 def _factors(odds: Array, ratio: Array, lag: Array) -> tuple[Array, Array, Array, Array]:
-    """``1 / (1 - t_i)``, ``1 / (1 + t_i)`` and their relative slopes in ``log(1 - t)``, sign aside.
+    """``1 / (1 - t_i)``, ``1 / (1 + t_i)`` and their unsigned log-log slopes in ``1 - t``.
 
-    ``t = odds / (1 + odds)`` belongs to the least kappa, ``t_i = ratio t``, and ``lag = 1 - ratio``.
+    ``t = odds / (1 + odds)`` belongs to the least kappa, ``t_i = ratio t`` and ``lag = 1 - ratio``.
     In the odds ``t / (1 - t)`` nothing cancels, neither near ``t = 0`` nor near ``t = 1``.
     """
     near, far = 1 / (1 + lag * odds), 1 / (1 + (1 + ratio) * odds)
@@ -160,9 +167,9 @@ def _odds(
     residual: Array,
     slack: Array,
 ) -> Array:
-    """``t / (1 - t)`` at the root ``t`` in [0, 1) of
+    """The odds ``t / (1 - t)`` of the root ``t`` in [0, 1) of the equation, ``residual >= 0``.
 
-    ``sum_i rising_i (grow_i^2 - 1) + falling_i (1 - shrink_i^2) + slack t = residual``.
+        sum_i rising_i (grow_i^2 - 1) + falling_i (1 - shrink_i^2) + slack t  =  residual
 
     With ``v = 1 - t``, ``push = sum rising grow^2`` and ``pull`` all the rest, it is the root of
     ``pull / push = 1``. For one product that is ``v^2 pull / rising``, which is increasing and
@@ -241,10 +248,9 @@ def squared_distance(
     of all operands, of ``z`` and of every ``s_j``, without forming any of them.
     """
     lam, dtype = multiplier.lam, multiplier.lam.dtype
-    total = compliance * lam * lam
-    for kappa, p, m, grow, shrink, free in zip(
-        kappas, plus, minus, *multiplier[1:], strict=True
-    ):
+    total = jnp.asarray(compliance, dtype) * lam * lam
+    factors = zip(kappas, plus, minus, *multiplier[1:4], strict=True)
+    for kappa, p, m, grow, shrink, free in factors:
         t = lam / jnp.asarray(kappa, dtype)
         stretch, squeeze = t * grow, t * shrink  # grow - 1 and 1 - shrink, without cancellation
         total += 2 * (p * stretch * stretch + m * squeeze * squeeze) + free * free
@@ -288,39 +294,56 @@ def project_products(
         >>> bool(abs(jnp.sum(x * w) - (3.0 - lam[0])) < 1e-5)
         True
     """
-    dtype, most = jnp.result_type(target), jnp.finfo(jnp.result_type(target)).max / 1024
-    pairs = [(jnp.asarray(wx, dtype), jnp.asarray(ww, dtype)) for wx, ww in weights]
-    kappas = [jnp.sqrt(wx) * jnp.sqrt(ww) for wx, ww in pairs]
-    # x + scaled may be all rounding error (X0 = -W0 nearly) and grow multiplies it, so that plus must
-    # be of the very same sums: clipping keeps compilers from making them fused multiply-adds at will.
-    scaled = [
-        jnp.clip(jnp.sqrt(ww / wx) * w, -most, most) for w, (wx, ww) in zip(ws, pairs, strict=True)
+    pairs = [
+        PrivateProduct.of(x, w, wx, ww) for x, w, (wx, ww) in zip(xs, ws, weights, strict=True)
     ]
-    plus = [
-        jnp.minimum(wx * jnp.sum((x + w) * (x + w), -1) / 4, most)
-        for x, w, (wx, _) in zip(xs, scaled, pairs, strict=True)
-    ]
-    minus = [
-        jnp.minimum(wx * jnp.sum((x - w) * (x - w), -1) / 4, most)
-        for x, w, (wx, _) in zip(xs, scaled, pairs, strict=True)
-    ]
-    value = sum(
-        (jnp.sum(x * w, -1) for x, w in zip(xs, ws, strict=True)), jnp.zeros((), dtype)
-    )
+    kappas, plus, minus = ([getattr(p, a) for p in pairs] for a in ("kappa", "plus", "minus"))
+    value = sum((p.value for p in pairs), jnp.zeros((), jnp.result_type(target)))
     solution = solve_multiplier(kappas, plus, minus, target, compliance, value=value)
-    lam = solution.lam
-
-    new_xs, new_ws = [], []
-    for x, w, other, (wx, ww), kappa, grow, shrink, free in zip(
-        xs, ws, scaled, pairs, kappas, *solution[1:], strict=True
-    ):
-        # c x + ct w, written as a multiple of the operand and of the sum that may grow without bound.
-        keep = jnp.minimum(grow, shrink)[..., None]
-        mix = (lam / kappa * grow * shrink)[..., None]
-        side = jnp.where(lam < 0, -1, 1).astype(dtype)[..., None]
-        step = free[..., None] / jnp.sqrt(2 * jnp.asarray(max(x.shape[-1], 1), dtype))
-        joint = x + side * other
-        new_xs.append(keep * x + side * mix * joint + jnp.abs(step) / jnp.sqrt(wx))
-        new_ws.append(keep * w + mix * joint * jnp.sqrt(wx / ww) + step / jnp.sqrt(ww))
+    moved = [p.moved(solution, i) for i, p in enumerate(pairs)]
     distance = squared_distance(solution, kappas, plus, minus, compliance)
-    return Projection(tuple(new_xs), tuple(new_ws), lam, distance)
+    return Projection(tuple(x for x, _ in moved), tuple(w for _, w in moved), solution.lam, distance)
+
+
+class PrivateProduct(NamedTuple):
+    """One product of equations that own their operands, contracted over the last axis."""
+
+    x: Float[Array, "... _"]
+    w: Float[Array, "... _"]
+    other: Float[Array, "... _"]
+    weights: tuple[Float[Array, ""], Float[Array, ""]]
+    kappa: Float[Array, ""]
+    plus: Float[Array, "..."]
+    minus: Float[Array, "..."]
+    value: Float[Array, "..."]
+
+    @classmethod
+    def of(
+        cls, x: Float[Array, "... _"], w: Float[Array, "... _"], wx: ArrayLike, ww: ArrayLike
+    ) -> "PrivateProduct":
+        """The product of ``x`` and ``w``, with the squares that the multiplier needs."""
+        dtype = jnp.result_type(x)
+        most = jnp.finfo(dtype).max / 1024
+        wx, ww = jnp.asarray(wx, dtype), jnp.asarray(ww, dtype)
+        # x + other may be all rounding error (X0 = -W0 nearly), and grow multiplies it: plus must
+        # be of the very same sums. The clip keeps compilers from fusing only some of them into
+        # multiply-adds.
+        other = jnp.clip(jnp.sqrt(ww / wx) * w, -most, most)
+        plus = jnp.minimum(wx * jnp.sum((x + other) * (x + other), -1) / 4, most)
+        minus = jnp.minimum(wx * jnp.sum((x - other) * (x - other), -1) / 4, most)
+        value = jnp.clip(jnp.sum(x * w, -1), -most, most)
+        return cls(x, w, other, (wx, ww), jnp.sqrt(wx) * jnp.sqrt(ww), plus, minus, value)
+
+    def moved(self, solution: Multiplier, i: int) -> tuple[Array, Array]:
+        """The projected operands, this being product ``i`` of the solution."""
+        grow, shrink, free, mix = (factor[i][..., None] for factor in solution[1:])
+        wx, ww = self.weights
+        # c x + mix w, as multiples of the operand and of the sum that may grow without bound.
+        keep = jnp.minimum(grow, shrink)
+        side = jnp.where(solution.lam < 0, -1, 1).astype(self.x.dtype)[..., None]
+        step = free / jnp.sqrt(2 * jnp.asarray(max(self.x.shape[-1], 1), self.x.dtype))
+        joint = mix * (self.x + side * self.other)
+        return (
+            keep * self.x + side * joint + jnp.abs(step) / jnp.sqrt(wx),
+            keep * self.w + jnp.sqrt(wx / ww) * joint + step / jnp.sqrt(ww),
+        )

@@ -224,8 +224,7 @@ class SumRule(Rule):
                 bilinear.squared_distance(solution, kappas, plus, minus, compliance)
             )
             for i, product in enumerate(products):
-                grow, shrink, free = solution.grow[i], solution.shrink[i], solution.free[i]
-                for position, moment in product.moments(grow, shrink, free):
+                for position, moment in product.moments(solution, i):
                     moments[position] = moment
         else:
             multiplier = target / compliance
@@ -235,8 +234,10 @@ class SumRule(Rule):
         return Projection(tuple(moments), out - multiplier / weights.out, distance)
 
     def elementwise(self, params: dict[str, Any]) -> bool:
-        """Where every equation reads one element of each operand."""
-        return all(t.contraction.private and not t.contraction.contracted for t in params["terms"])
+        """Where every equation is linear and reads one element of each operand."""
+        plain = (t for t in params["terms"] if len(t.operands) == 1)
+        alone = [t.contraction.private and not t.contraction.contracted for t in plain]
+        return len(alone) == len(params["terms"]) and all(alone)
 
     def masses(
         self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
@@ -367,62 +368,70 @@ class _Product:
     def __init__(self, term: Term, operands: Sequence[Array], weights: Weights):
         self.term = term
         self.weights = tuple(weights.operands[i] for i in term.operands)
-        roots = [jnp.sqrt(jnp.asarray(w, operands[i].dtype)) for w, i in zip(
-            self.weights, term.operands, strict=True)]
-        self.kappa = roots[0] * roots[1]
+        x, w = (operands[i] for i in term.operands)
+        self.signed = (term.sign * x, w)  # the sign goes with the left operand
         contraction = term.contraction
-        # In units in which the metric is Euclidean, and with the sign in the left operand.
-        self.scaled = [
-            roots[0] * operands[term.operands[0]] * term.sign,
-            roots[1] * operands[term.operands[1]],
-        ]
         if contraction.private:
-            x, w = (contraction.copies(s, i) for i, s in enumerate(self.scaled))
-            axes = tuple(range(len(contraction.out), len(contraction.common)))
-            self.sum, self.difference = x + w, x - w
-            plus = jnp.sum(jnp.square(self.sum), axes) / 4
-            minus = jnp.sum(jnp.square(self.difference), axes) / 4
-            self.value = term.forward(jnp.sum(x * w, axes) / self.kappa)
+            rows = (*contraction.shape, -1 if contraction.contracted else 1)
+            copies = (contraction.copies(s, i).reshape(rows) for i, s in enumerate(self.signed))
+            product = bilinear.PrivateProduct.of(*copies, *self.weights)
+            self.private, self.kappa, value = product, product.kappa, product.value
+            plus, minus = product.plus, product.minus
         else:
+            # In units in which the metric is Euclidean.
+            roots = [jnp.sqrt(jnp.asarray(weight, x.dtype)) for weight in self.weights]
+            self.scaled = tuple(r * s for r, s in zip(roots, self.signed, strict=True))
+            self.private, self.kappa = None, roots[0] * roots[1]
             q = sum(contraction.rows(jnp.square(s), i) for i, s in enumerate(self.scaled))
             p = contraction.apply(*self.scaled)
-            plus, minus = (q + 2 * p) / 4, (q - 2 * p) / 4
-            self.value = term.forward(p / self.kappa)
-        self.plus, self.minus = term.forward(plus), term.forward(minus)
+            plus, minus = _significant(q + 2 * p, q) / 4, _significant(q - 2 * p, q) / 4
+            value = p / self.kappa
+        self.plus, self.minus, self.value = (term.forward(a) for a in (plus, minus, value))
 
-    def moments(self, grow: Array, shrink: Array, free: Array) -> list[tuple[int, Moment]]:
-        """Of both operands."""
-        term, contraction = self.term, self.term.contraction
-        grow, shrink, free = (term.backward(a) for a in (grow, shrink, free))
-        # The free direction: a fixed unit vector, shared by both halves of the saddle.
-        unit = 1 / math.sqrt(2 * max(1, math.prod(contraction.size_of(contraction.contracted))))
-        signs = (term.sign, 1.0)
-        result = []
-        if contraction.private:
-            grow, shrink, free = (
-                a.reshape(a.shape + (1,) * len(contraction.contracted))
-                for a in (grow, shrink, free)
+    def moments(self, solution: bilinear.Multiplier, i: int) -> list[tuple[int, Moment]]:
+        """Of both operands, this being product ``i`` of the solution."""
+        back = bilinear.Multiplier(
+            self.term.backward(solution.lam),
+            *((self.term.backward(factor[i]),) for factor in solution[1:]),
+        )
+        moved = self._owned(back) if self.private is not None else self._shared(back)
+        signs = (self.term.sign, 1.0)
+        return [
+            (position, Moment(sign * moment.first, moment.mass))
+            for position, sign, moment in zip(self.term.operands, signs, moved, strict=True)
+        ]
+
+    def _owned(self, solution: bilinear.Multiplier) -> list[Moment]:
+        contraction = self.term.contraction
+        assert self.private is not None
+        shape = contraction.size_of(contraction.common)
+        return [
+            Moment(weight * contraction.gathered(x.reshape(shape), side), weight)
+            for side, (x, weight) in enumerate(
+                zip(self.private.moved(solution, 0), self.weights, strict=True)
             )
-            half_sum = 0.5 * grow * self.sum + unit * jnp.maximum(free, 0)
-            half_difference = 0.5 * shrink * self.difference + unit * jnp.maximum(-free, 0)
-            moved = (half_sum + half_difference, half_sum - half_difference)
-            for side, position in enumerate(term.operands):
-                weight = self.weights[side]
-                x = signs[side] * contraction.gathered(moved[side], side)
-                result.append((position, Moment(jnp.sqrt(weight) * x, weight)))
-            return result
-        c, ct = 0.5 * (grow + shrink), 0.5 * (grow - shrink)
-        for side, position in enumerate(term.operands):
-            weight = self.weights[side]
-            leftover = jnp.abs(free) if side == 0 else free
+        ]
+
+    def _shared(self, solution: bilinear.Multiplier) -> list[Moment]:
+        contraction = self.term.contraction
+        grow, shrink, free, mix = (factor[0] for factor in solution[1:])
+        # The free direction is the same for every row: a unit vector of equal entries.
+        entry = 1 / math.sqrt(2 * max(1, math.prod(contraction.size_of(contraction.contracted))))
+        moments = []
+        for side, weight in enumerate(self.weights):
             moved = (
-                self.scaled[side] * contraction.spread(c, side)
-                + contraction.pull(ct, self.scaled[1 - side], side)
-                + unit * contraction.spread(leftover, side)
+                self.scaled[side] * contraction.spread(0.5 * (grow + shrink), side)
+                + contraction.pull(mix, self.scaled[1 - side], side)
+                + entry * contraction.spread(jnp.abs(free) if side == 0 else free, side)
             )
-            mass = weight * contraction.readers(side)
-            result.append((position, Moment(signs[side] * jnp.sqrt(weight) * moved, mass)))
-        return result
+            root = jnp.sqrt(jnp.asarray(weight, moved.dtype))
+            moments.append(Moment(root * moved, weight * contraction.readers(side)))
+        return moments
+
+
+def _significant(square: Array, size: Array) -> Array:
+    """``|X ± W|²`` from its expansion; less than the expansion's rounding error counts as zero."""
+    return jnp.where(square < 1e-6 * size, 0, square)
 
 
 SUM = SumRule()
@@ -476,6 +485,7 @@ class Pointwise(SumPrimitive):
         self.doubled: Any = doubled
         self.offset = offset
         self.total = offset  # a zero factor reads nothing
+        self.scales = not offset
 
     def rewrite(
         self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]

@@ -81,6 +81,7 @@ def test_mnist_needs_a_folder():
         ("test images", idx(np.zeros((4, 4, 3))), "holds 4 images, but .* 5 labels"),
         ("test labels", idx(np.array([0, 1, 2, 3, 10])), "holds the label 10; expected 0 to 9"),
     ],
+    ids=["missing", "empty", "no gzip", "cut off", "rank", "short", "counts", "label"],
 )
 def test_bad_files_are_named(small_mnist, which, content, says):
     path = small_mnist / NAMES[which]

@@ -23,39 +23,33 @@ def run(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("loose_promotion")
-def test_reports_both_methods(run, tmp_path):
-    status, output, content = run("--baseline", "adam", "--batches", "6")
+def test_learns_and_reports_both_methods(run, tmp_path):
+    size = ["--batch-size", "128", "--hidden", "64", "--batches", "30", "--steps", "20"]
+    status, output, content = run("--baseline", "adam", *size)
     assert status == 0
     table = output.out.splitlines()
     assert "test accuracy" in table[0] and "compilation" in table[0]
     assert table[2].startswith("ap-momentum") and table[3].startswith("adam")
     projections, adam = content["runs"]
-    assert projections["steps"] == 18 and adam["steps"] == 6
-    assert projections["samples"] == adam["samples"] == 6 * 32
+    assert projections["test accuracy"] > 0.85
+    assert projections["steps"] == 600 and adam["steps"] == 30
+    assert projections["samples"] == adam["samples"] == 30 * 128
     assert projections["accuracy"][0] == adam["accuracy"][0]  # One start for both.
-    assert len(projections["gap"]) == 6 and not adam["gap"]
+    assert len(projections["gap"]) == 30 and not adam["gap"]
     assert projections["training [s]"] > 0 and projections["compilation [s]"] > 0
     assert content["options"]["solver"] == "ap-momentum"
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "accuracy" in output.err and "gap" in output.err  # The progress bar.
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_every_solver_trains(run, solver):
-    status, _, content = run("--solver", solver, "--batches", "2")
-    assert status == 0 and len(content["runs"][0]["gap"]) == 2
+def test_every_solver_is_one_of_the_library():
+    assert all(isinstance(solver(), pjax.Solver) for solver in SOLVERS.values())
 
 
-def test_learns_digits(run):
-    size = ["--batch-size", "128", "--hidden", "64,32"]
-    _, _, content = run(*size, "--batches", "30", "--steps", "20")
-    assert content["runs"][0]["test accuracy"] > 0.85
-
-
-def test_same_seed_same_curve(run):
-    curves = [run("--seed", seed)[2]["runs"][0] for seed in "001"]
-    assert curves[0]["gap"] == curves[1]["gap"] != curves[2]["gap"]
-    assert curves[0]["accuracy"] == curves[1]["accuracy"]
+def test_same_seed_same_bits_on_copies_too(run):
+    first, again = (run("--solver", "dr", "--hidden", "8")[2]["runs"][0] for _ in range(2))
+    assert len(first["gap"]) == 4
+    assert first["gap"] == again["gap"] and first["accuracy"] == again["accuracy"]
 
 
 def test_mnist(run, data_dir):
