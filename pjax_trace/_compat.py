@@ -8,6 +8,7 @@ import equinox
 import jax
 import jax.extend.core as jex_core
 import jax.extend.core.primitives as primitives
+from jax.core import ShapedArray, Tracer
 from jax.interpreters import ad, batching, mlir
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "bind",
     "call_body",
     "enable_x64",
+    "is_known",
     "loop_kind",
     "new_primitive",
     "source_line",
@@ -82,6 +84,11 @@ def bind(primitive: Any, params: dict[str, Any], *operands: Any) -> list[Any]:
     return list(out) if primitive.multiple_results else [out]
 
 
+def is_known(x: Any) -> bool:
+    """Whether a value is known while tracing."""
+    return not isinstance(x, Tracer)
+
+
 def source_line(eqn: Any) -> str:
     """``file.py:16 (function)`` of the innermost frame that is the user's own, ``""`` if none is.
 
@@ -128,7 +135,7 @@ def new_primitive(
             return implementation(*operands, **params)
 
         shapes = jax.eval_shape(function, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
-        return [jax.core.ShapedArray(s.shape, s.dtype) for s in shapes]
+        return [ShapedArray(s.shape, s.dtype) for s in shapes]
 
     primitive.def_impl(lambda *operands, **params: implementation(*operands, **params))
     primitive.def_abstract_eval(abstract)

@@ -142,7 +142,9 @@ class _Builder:
             flags = [v in self.after for v in equation.inputs]
             view = rule.is_view(equation.params, flags) and (all(flags) or not rule.offset)
             total = len(equation.inputs) == sum(flags) and rule.family == "sum"
-            allowed = rule.supports(equation.params, flags) and (view or (total and self.adds(equation)))
+            allowed = rule.supports(equation.params, flags) and (
+                view or (total and self.adds(equation))
+            )
         else:
             allowed = False
         if not allowed or self.negative(equation):
@@ -170,7 +172,7 @@ class _Builder:
         factors = [self.program.constants.get(v) for v in equation.inputs if v not in self.after]
         return any(
             f is not None
-            and not isinstance(f, jax.core.Tracer)
+            and _compat.is_known(f)
             and np.issubdtype(np.asarray(f).dtype, np.floating)
             and not np.all(np.asarray(f) > 0)
             for f in factors
@@ -220,9 +222,7 @@ class _Builder:
             size = int(np.prod(base.shape))
             names[base] = np.arange(start, start + size, dtype=np.int32).reshape(base.shape)
             start += size
-        known = {
-            v: a for v, a in self.program.constants.items() if not isinstance(a, jax.core.Tracer)
-        }
+        known = {v: a for v, a in self.program.constants.items() if _compat.is_known(a)}
         elements = [
             o.elements(known, names) if isinstance(o, View) else np.zeros(o.shape, np.int32)
             for o in c.operands
@@ -286,4 +286,3 @@ def _missing_message(missing: Iterable[tuple[Equation, str]], problems: Sequence
         "jax.lax.stop_gradient."
     )
     return "\n".join([*lines, *problems])
-

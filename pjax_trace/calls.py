@@ -43,7 +43,8 @@ class BatchedRule(Rule):
 
     def apply(self, params: dict[str, Any], *operands: Array) -> Array:
         """The inner function, batched."""
-        return jax.vmap(functools.partial(self.inner.apply, params), self.axes)(*operands)
+        function = functools.partial(self.inner.apply, params)
+        return jax.vmap(function, self._axes(operands))(*operands)
 
     def project(
         self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
@@ -55,9 +56,7 @@ class BatchedRule(Rule):
             moments, moved, distance = self.inner.project(
                 params, operands, out, Weights(weights.operands, weight)
             )
-            full = [
-                m and Moment(m.first, jnp.broadcast_to(m.mass, m.first.shape)) for m in moments
-            ]
+            full = [m and Moment(m.first, jnp.broadcast_to(m.mass, m.first.shape)) for m in moments]
             return tuple(full), moved, distance
 
         batched = jax.vmap(one, (axes, 0, 0))

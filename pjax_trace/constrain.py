@@ -86,7 +86,7 @@ def constrain(x: Float[Array, "..."], set: Set) -> Float[Array, "..."]:  # noqa:
         InputError: if ``set`` is no `Set`, or does not fit the shape of ``x``.
 
     Example:
-        The point of the simplex plane nearest to the start, in the box:
+        A point of the simplex:
 
         >>> import jax.numpy as jnp
         >>> import pjax_trace as pjax
@@ -95,8 +95,8 @@ def constrain(x: Float[Array, "..."], set: Set) -> Float[Array, "..."]:  # noqa:
         ...     pjax.constrain(x, pjax.sets.NonNegative())
         >>> solve = pjax.project(problem, solver=pjax.AlternatingProjections(), steps=100)
         >>> x, info = solve(jnp.array([2.0, -1.0, 0.0]))
-        >>> [round(v, 3) for v in x.tolist()]
-        [1.0, 0.0, 0.0]
+        >>> bool(jnp.allclose(x, jnp.array([1.0, 0.0, 0.0]), atol=1e-3))
+        True
     """
     if not isinstance(set, Set):
         raise InputError(f"constrain: the set must be a pjax_trace.sets.Set, not {set!r}")

@@ -10,7 +10,7 @@ incoming ones satisfy its equation.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -300,11 +300,14 @@ class ConsensusGraph:
             )
             target = f"{node.out} = " if node.out is not None else ""
             lines.append(f"  {letter} {node.rule.family:<10} {target}{node.name}({reads})")
-            lines.append(f"      {node.source}")
+            scope = f"  in {node.scope}" if node.scope else ""
+            lines.append(f"      {node.source}{scope}")
         return "\n".join(lines)
 
 
-def colour(graph: ConsensusGraph, identity: Callable[[Variable, str], Constraint]) -> ConsensusGraph:
+def colour(
+    graph: ConsensusGraph, identity: Callable[[Variable, str], Constraint]
+) -> ConsensusGraph:
     """Give every node one of two colours so that every edge joins two, inserting identities.
 
     Colours spread from the output constraints (colour 0, projected first), breadth-first in program
@@ -357,5 +360,3 @@ def colour(graph: ConsensusGraph, identity: Callable[[Variable, str], Constraint
     final = tuple(replaced.get(c, c) for c in constraints)
     swapped = {replaced.get(node, node): colours[node] for node in colours}
     return dataclasses.replace(graph, constraints=final, colours=swapped)
-
-

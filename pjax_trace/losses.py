@@ -1,8 +1,9 @@
 """Losses: output constraints that pull towards the labels by a proximal step.
 
 A loss is an ordinary function to JAX (``jit``, ``grad`` and ``vmap`` see its value); a solver sees
-``argmin_x λ · loss(x) + ½ ω |x − scores|²``, with λ for every row of scores. What the function makes
-of a loss on the way out scales λ: ``0.5 * loss`` halves it, and the mean of n losses divides it by n.
+``argmin_x λ · loss(x) + ½ ω |x − scores|²``, with λ for every row of scores. What the function
+makes of a loss on the way out scales λ: ``0.5 * loss`` halves it, and the mean of n losses divides
+it by n.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Integer
 
+from pjax_trace import _compat
 from pjax_trace.calls import call, loss_p
 from pjax_trace.errors import InputError
 from pjax_trace.registry import Moment, Projection, Rule, Weights, squared_distance
@@ -101,10 +103,10 @@ def cross_entropy(
         InputError: if shapes do not fit, labels are out of range or λ is not positive.
 
     Example:
-        >>> import jax, jax.numpy as jnp
+        >>> import jax.numpy as jnp
         >>> import pjax_trace as pjax
-        >>> float(pjax.losses.cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))) == jnp.log(4)
-        Array(True, dtype=bool)
+        >>> round(float(pjax.losses.cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))), 4)
+        1.3863
     """
     scores, targets, strength = _arguments("cross_entropy", logits, labels, lam)
     return call(loss_p, _CROSS_ENTROPY, scores, targets, strength, name="cross_entropy")
@@ -132,7 +134,8 @@ def margin(
         The mean over rows.
 
     Raises:
-        InputError: if shapes do not fit, labels are out of range, or λ or the margin is not positive.
+        InputError: if shapes do not fit, labels are out of range, λ is not positive, or the margin
+            is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -210,7 +213,7 @@ def _arguments(name: str, scores: Any, labels: Any, lam: Any) -> tuple[Array, Ar
                 f"{scores.shape[:-1]}, not {labels.shape}"
             )
         valid = (labels >= 0) & (labels < classes)
-        if not isinstance(labels, jax.core.Tracer) and not bool(jnp.all(valid)):
+        if _compat.is_known(labels) and not bool(jnp.all(valid)):
             bad = np.asarray(labels)[~np.asarray(valid)][0]
             raise InputError(f"losses.{name}: label {bad} is not one of the {classes} classes")
         targets = jax.nn.one_hot(labels, classes, dtype=scores.dtype)
@@ -235,6 +238,6 @@ def _strength(name: str, lam: Any, scores: Array) -> Array:
             f"losses.{name}: λ must be one number or have shape {scores.shape[:-1]}, one per row, "
             f"not {strength.shape}"
         )
-    if not isinstance(strength, jax.core.Tracer) and not bool(jnp.all(strength > 0)):
+    if _compat.is_known(strength) and not bool(jnp.all(strength > 0)):
         raise InputError(f"losses.{name}: λ must be positive, not {lam}")
     return strength

@@ -99,9 +99,7 @@ class Problem:
 
     def operands(self, c: Constraint, values: Mapping[Variable, Array]) -> list[Array]:
         """What a constraint reads."""
-        return [
-            self.look(o, values) if isinstance(o, View) else self.data[o] for o in c.operands
-        ]
+        return [self.look(o, values) if isinstance(o, View) else self.data[o] for o in c.operands]
 
     def target(self, c: Constraint, values: Mapping[Variable, Array]) -> Array | None:
         """What the readers of a constraint's output ask of it."""
@@ -109,9 +107,9 @@ class Problem:
 
     def project(self, c: Constraint, operands: Sequence[Array], target: Any) -> Projection:
         """Project onto one constraint."""
-        if c.out is not None and self._unread[c.out] is not None:
+        unread = None if c.out is None else self._unread[c.out]
+        if unread is not None:
             # An output element that nobody reads is free: its equation asks nothing of anyone.
-            unread = self._unread[c.out]
             target = jnp.where(unread, c.rule.apply(c.params, *operands), target)
         return c.rule.project(c.params, operands, target, self.metric(c))
 
@@ -132,7 +130,9 @@ class Problem:
         for variable, total in totals.items():
             mean = total / self.masses[variable]
             unread = self._unread[variable]
-            means[variable] = mean if unread is None else jnp.where(unread, fallback[variable], mean)
+            means[variable] = (
+                mean if unread is None else jnp.where(unread, fallback[variable], mean)
+            )
         return means
 
     def centred(self, c: Constraint, position: int, moment: Any) -> Array:
@@ -228,9 +228,7 @@ class Copies(Space):
 
     def __init__(self, problem: Problem):
         super().__init__(problem)
-        self.edges = [
-            (c, position) for c in problem.graph.constraints for position, _ in c.reads
-        ]
+        self.edges = [(c, position) for c in problem.graph.constraints for position, _ in c.reads]
 
     def expand(self, values: Values) -> Values:
         """Every edge sees the value of its variables."""
@@ -256,12 +254,14 @@ class Copies(Space):
 
     def project(self, point: Values, group: Sequence[Any]) -> tuple[Values, Array]:
         """Each node of the group projects the copies on the edges that it reads and produces."""
-        problem, graph = self.problem, self.problem.graph
+        problem = self.problem
         copies = dict(zip(self.edges, point, strict=True))
         moved = dict(copies)
         produced = {node if isinstance(node, Variable) else node.out for node in group} - {None}
         outgoing = [
-            (c, i) for c, i in self.edges if not produced.isdisjoint(c.operands[i].bases)  # pyright: ignore
+            (c, i)
+            for c, i in self.edges
+            if not produced.isdisjoint(c.operands[i].bases)  # pyright: ignore
         ]
         values = self._means(copies, outgoing)
         distances = {}
@@ -292,9 +292,7 @@ class Copies(Space):
         self, view: View, copy: Array, values: Mapping[Variable, Array], produced: set[Any]
     ) -> Array:
         """The copy, with what the produced variables say in their places."""
-        arrays = [
-            values[b] if b in produced else jnp.zeros(b.shape, b.dtype) for b in view.bases
-        ]
+        arrays = [values[b] if b in produced else jnp.zeros(b.shape, b.dtype) for b in view.bases]
         written = view(self.problem.data, *arrays)
         if produced.issuperset(view.bases):
             return written

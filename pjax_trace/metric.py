@@ -27,7 +27,7 @@ class Metric(eqx.Module):
             path also stands for everything below it, and ``*`` for any characters.
 
     Raises:
-        InputError: if a weight is not a positive number, and at trace time if a path matches nothing.
+        InputError: if a weight is not a positive number; at trace time, if a path matches nothing.
 
     Example:
         >>> import pjax_trace as pjax

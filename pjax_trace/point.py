@@ -1,4 +1,4 @@
-"""``project_point``: the nearest point on the graph of one function, to check one's understanding."""
+"""``project_point``: the nearest point on the graph of one function, to check what one expects."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
+from pjax_trace import _compat
 from pjax_trace.build import build_graph
 from pjax_trace.errors import InputError, TraceError
 from pjax_trace.graph import ConsensusGraph, Constraint, Variable, View
@@ -138,7 +139,7 @@ class Point:
         weight = jnp.where(slope == 0, _FIXED, own / jnp.square(_nonzero(slope)))
         if c.rule.elementwise(c.params):
             return weight
-        known = not isinstance(weight, jax.core.Tracer)
+        known = _compat.is_known(weight)
         if known and weight.size and bool(jnp.all(weight == weight.reshape(-1)[0])):
             return float(weight.reshape(-1)[0])
         raise TraceError(
@@ -167,7 +168,7 @@ def _array(name: str, x: Any) -> Array:
         array = array.astype(jnp.result_type(float))
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise InputError(f"project_point: {name} must be floating point, not {array.dtype}")
-    if not isinstance(array, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(array))):
+    if _compat.is_known(array) and not bool(jnp.all(jnp.isfinite(array))):
         raise InputError(f"project_point: {name} is not finite")
     return array
 
@@ -189,7 +190,7 @@ def _weights(
             f"project_point: {hint}; there are {len(arrays)} operands, but {len(scalars)} weights"
         )
     positive = all(0 < w < float("inf") for w in scalars)
-    known = not isinstance(out, jax.core.Tracer)
+    known = _compat.is_known(out)
     if not positive or (known and not bool(jnp.all((out > 0) & jnp.isfinite(out)))):
         raise InputError(f"project_point: {hint}")
     return scalars, out
@@ -200,21 +201,22 @@ def _only_constraint(graph: ConsensusGraph) -> tuple[Constraint, View]:
     (view,) = graph.outputs
     if view is None:
         raise TraceError("project_point: the function's result does not depend on its operands")
-    if not graph.constraints:  # a view alone: the graph of y = view(x)
+    count = len(graph.constraints)
+    if not count:  # a view alone: the graph of y = view(x)
         rule, params = identity(view.shape)
         value = Value(-1, view.shape, view.out.dtype, True)
         out = Variable("identity", value, False)
         c = Constraint("identity", rule, params, (view,), out, "the function")
         view = View((out,), (), value)
-    elif len(graph.constraints) > 1 or view.bases != (graph.constraints[0].out,):
+    elif count > 1 or view.bases != (graph.constraints[0].out,):
         steps = "\n".join(f"  {c.label}" for c in graph.constraints)
         raise TraceError(
             "project_point needs a function that traces to one constraint, but this one has "
-            f"{len(graph.constraints)}:\n{steps}\nProject onto each by itself; for all of them "
+            f"{count}:\n{steps}\nProject onto each by itself; for all of them "
             "together there is no closed form, which is what pjax.project is for"
         )
     else:
-        (c,) = graph.constraints
+        c = graph.constraints[0]
     _check_sharing(c, graph)
     return c, view
 

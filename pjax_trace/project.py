@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from pjax_trace import _compat
 from pjax_trace.build import OUTPUTS, build_graph
 from pjax_trace.calls import loss_p
 from pjax_trace.errors import InputError, NonFiniteError, TraceError
@@ -130,6 +131,7 @@ class Projected:
         metric: Metric,
         copies: bool,
         tol: float | None,
+        donate: bool,
     ):
         functools.update_wrapper(self, fn, updated=())
         self._fn = fn
@@ -139,7 +141,10 @@ class Projected:
         self._metric = metric
         self._copies = copies
         self._tol = tol
-        self._jitted = jax.jit(self._run, static_argnums=0, donate_argnums=2)
+        # The buffers of the state always, those of the parameters on request.
+        buffers = (1, 2) if donate else (2,)
+        self._several = isinstance(argnums, tuple)
+        self._jitted = jax.jit(self._run, static_argnums=0, donate_argnums=buffers)
 
     def __repr__(self) -> str:
         name = getattr(self._fn, "__name__", repr(self._fn))
@@ -191,9 +196,7 @@ class Projected:
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """The update of a call, lowered by XLA but not run; ``.compile()`` goes on, as for jit."""
         signature, parameters, data = self._split(args, kwargs)
-        return self._jitted.lower(
-            signature, parameters, self.init(self._parameters_of(args)), data
-        )
+        return self._jitted.lower(signature, parameters, self.init(self._parameters_of(args)), data)
 
     def _numbers(self) -> tuple[int, ...]:
         return self._argnums if isinstance(self._argnums, tuple) else (self._argnums,)
@@ -204,12 +207,12 @@ class Projected:
                 f"{getattr(self._fn, '__name__', 'the function')} takes its parameters as "
                 f"argument {max(self._numbers())}, but was called with {len(args)} arguments"
             )
-        if isinstance(self._argnums, tuple):
+        if self._several:
             return tuple(args[i] for i in self._argnums)
         return args[self._argnums]
 
     def _insert(self, params: Any, rest: tuple) -> tuple:
-        own = params if isinstance(self._argnums, tuple) else (params,)
+        own = params if self._several else (params,)
         places = dict(zip(self._numbers(), own, strict=True))
         others = iter(rest)
         count = len(places) + len(rest)
@@ -226,8 +229,7 @@ class Projected:
             own = place.idx == 0 and number.idx in self._numbers()
             root = names[number.idx] if place.idx == 0 else number.key
             labels.append(root + jax.tree_util.keystr(tuple(inner)))
-            moving = own and eqx.is_inexact_array_like(leaf) and eqx.is_array_like(leaf)
-            moving = moving and not isinstance(leaf, (bool, int, float, complex))
+            moving = own and _is_moving(leaf)
             flags.append(moving)
             if moving:
                 parameters.append(jnp.asarray(leaf))
@@ -272,9 +274,12 @@ class Projected:
         _check_parameters(params)
         signature, parameters, data = self._split(args, kwargs)
         moved, new_state, info = self._jitted(signature, parameters, state, data)
-        moving, fixed = eqx.partition(params, _is_moving)
+        places = dict(zip(self._numbers(), params, strict=True)) if self._several else {0: params}
+        moving, fixed = eqx.partition(dict(sorted(places.items())), _is_moving)
         new = eqx.combine(jax.tree.unflatten(jax.tree.structure(moving), moved), fixed)
-        if not isinstance(info.finite, jax.core.Tracer) and not bool(info.finite):
+        # The parameters in the order of argnums; the arrays were in that of the arguments.
+        new = tuple(new[n] for n in self._numbers()) if self._several else new[0]
+        if _compat.is_known(info.finite) and not bool(info.finite):
             culprit = info.suspects[int(info.culprit)]
             raise NonFiniteError(
                 f"NaN or infinity in {culprit}. The update was dropped; the last good parameters "
@@ -333,7 +338,8 @@ class Projected:
         """All steps: the values at the end, squared distances by step, and the number of steps."""
         solver = self._solver
         carry = solver.init(space, run.values)
-        if self._tol is None:
+        tol = self._tol
+        if tol is None:
             carry, history = jax.lax.scan(
                 lambda carry, _: solver.step(space, carry), carry, None, length=self._steps
             )
@@ -346,7 +352,7 @@ class Projected:
             values = solver.values(space, carry)
             gap = jnp.sqrt(jnp.sum(run.copy_free.gaps(values), where=hard))
             last = history[jnp.maximum(k - 1, 0)]
-            return (k < self._steps) & ((gap > self._tol) | (k == 0)) & jnp.all(jnp.isfinite(last))
+            return (k < self._steps) & ((gap > tol) | (k == 0)) & jnp.all(jnp.isfinite(last))
 
         def body(loop: Any) -> Any:
             go, carry, history, k = loop
@@ -394,8 +400,10 @@ class _Run:
     ) -> tuple[Array, tuple[str, ...]]:
         """What may turn out not to be finite, the likeliest cause first."""
         graph = self.graph
-        arrays = [(f"parameter {n}", x) for n, x in zip(
-            signature.parameter_names, self.parameters, strict=True)]
+        arrays = [
+            (f"parameter {n}", x)
+            for n, x in zip(signature.parameter_names, self.parameters, strict=True)
+        ]
         arrays += [
             (f"data argument {n}", x)
             for n, x in zip(signature.data_names, self.data, strict=True)
@@ -414,7 +422,10 @@ class _Run:
         early = bad[first] if history.shape[0] else jnp.zeros(len(graph.constraints), bool)
         flags_by_constraint = early | ~jnp.isfinite(squared)
         ordered: list[Constraint] = [
-            node for group in self.copy_free.groups for node in group if isinstance(node, Constraint)
+            node
+            for group in self.copy_free.groups
+            for node in group
+            if isinstance(node, Constraint)
         ]
         position = {c: i for i, c in enumerate(graph.constraints)}
         for c in ordered:
@@ -423,7 +434,10 @@ class _Run:
         for c in ordered:
             flags.append(flags_by_constraint[position[c]])
             names.append(f"the projection onto {c.label}")
-        return jnp.stack(flags), tuple(names)
+        # Data may be infinite where the function can use it; then nothing comes of it.
+        result = np.array([not name.startswith("data argument ") for name in names])
+        every = jnp.stack(flags)
+        return every & jnp.any(every & result), tuple(names)
 
 
 def project(
@@ -435,6 +449,7 @@ def project(
     metric: Metric | Mapping[str, float] | None = None,
     copies: bool | None = None,
     tol: float | None = None,
+    donate: bool = False,
 ) -> Projected:
     """Solve for the variables of a function by projections, as ``jax.grad`` differentiates by them.
 
@@ -451,6 +466,8 @@ def project(
         copies: whether to keep an explicit copy of every operand for each scalar equation. Default:
             what the solver needs; alternating projections need none.
         tol: stop early once the gap is at most this. Costs a projection per step.
+        donate: give the buffers of the parameters to their successors, as ``jax.jit`` can. The old
+            parameters are then gone, but those that a failed update leaves are in its error.
 
     Returns:
         A `Projected`: call it as ``params, info = projected(params, *args)``, or keep state with
@@ -476,7 +493,9 @@ def project(
         raise InputError(f"project takes a function, not {fn!r}")
     solver = AlternatingProjections(momentum=0.9) if solver is None else solver
     if not isinstance(solver, Solver):
-        raise InputError(f"project: solver must be a value such as pjax.DouglasRachford(), not {solver!r}")
+        raise InputError(
+            f"project: solver must be a value such as pjax.DouglasRachford(), not {solver!r}"
+        )
     numbers = argnums if isinstance(argnums, tuple) else (argnums,)
     if not numbers or any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers):
         raise InputError(f"project: argnums must be non-negative integers, not {argnums!r}")
@@ -496,7 +515,7 @@ def project(
             f"project: {type(solver).__name__} needs copies; its iterates leave the set in which "
             "copies agree. Only AlternatingProjections runs without"
         )
-    return Projected(fn, argnums, solver, steps, metric, copies, tol)
+    return Projected(fn, argnums, solver, steps, metric, copies, tol, donate)
 
 
 def _is_moving(leaf: Any) -> bool:
@@ -533,7 +552,9 @@ def _check_parameters(params: Any) -> None:
             )
     moving = [leaf for leaf in jax.tree.leaves(params) if _is_moving(leaf)]
     if not moving:
-        raise InputError("the parameters hold no floating-point array, so there is nothing to solve for")
+        raise InputError(
+            "the parameters hold no floating-point array, so there is nothing to solve for"
+        )
     for leaf in moving:
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             raise InputError("complex parameters are not supported; use real and imaginary parts")

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pjax_trace.graph import ConsensusGraph, Constraint, View
+from pjax_trace.graph import ConsensusGraph, Constraint
 from pjax_trace.registry import Layout
 
 __all__ = ["absorb_producers"]

@@ -153,7 +153,7 @@ class DifferenceMap(Solver):
         beta: nonzero; classically between 0.5 and 1 in size.
 
     References:
-        V. Elser, I. Rankenburg, P. Thibault, Searching with iterated maps, PNAS 104 (2007), eq. 1–3.
+        V. Elser, I. Rankenburg, P. Thibault, Searching with iterated maps, PNAS 104, 2007, eq. 1–3.
     """
 
     beta: float = 0.8

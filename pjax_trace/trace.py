@@ -90,7 +90,7 @@ class _Tracer:
         return Value(self.count - 1, tuple(aval.shape), aval.dtype, variable, name)
 
     def constant(self, array: Any) -> Value:
-        value = self.value(jax.typeof(array), False)
+        value = self.value(array, False)
         self.constants[value] = array
         return value
 
@@ -115,7 +115,8 @@ class _Tracer:
 
         def read(atom: Any) -> Value:
             if isinstance(atom, _compat.Literal):
-                return self.constant(np.asarray(atom.val, atom.aval.dtype))
+                aval: Any = atom.aval
+                return self.constant(np.asarray(atom.val, aval.dtype))
             return env[atom]
 
         for eqn in jaxpr.eqns:
@@ -150,10 +151,8 @@ class _Tracer:
             env.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def body(
-        self, eqn: Any, operands: Sequence[Value]
-    ) -> tuple[Any, Sequence[Any], bool] | None:
-        """The jaxpr to walk in place of an equation: a call's own, or what a rule rewrites it to."""
+    def body(self, eqn: Any, operands: Sequence[Value]) -> tuple[Any, Sequence[Any], bool] | None:
+        """The jaxpr to walk in place of an equation: a call's own, or a rule's rewriting of it."""
         call = _compat.call_body(eqn)
         if call is not None:
             return *call, False

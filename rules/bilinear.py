@@ -302,7 +302,9 @@ def project_products(
     solution = solve_multiplier(kappas, plus, minus, target, compliance, value=value)
     moved = [p.moved(solution, i) for i, p in enumerate(pairs)]
     distance = squared_distance(solution, kappas, plus, minus, compliance)
-    return Projection(tuple(x for x, _ in moved), tuple(w for _, w in moved), solution.lam, distance)
+    return Projection(
+        tuple(x for x, _ in moved), tuple(w for _, w in moved), solution.lam, distance
+    )
 
 
 class PrivateProduct(NamedTuple):

@@ -51,6 +51,7 @@ def bracketed_newton(
         lower = jnp.where(value < 0, x, lower)
         upper = jnp.where(value > 0, x, upper)
         newton = x - value / slope
-        inside = (newton >= lower) & (newton <= upper)  # False for NaN as well
+        # False for NaN as well; an infinite slope would stop the iteration where it is.
+        inside = (newton >= lower) & (newton <= upper) & (jnp.abs(slope) < jnp.inf)
         x = jnp.where(value == 0, x, jnp.where(inside, newton, 0.5 * (lower + upper)))
     return x

@@ -7,14 +7,15 @@ products again (see `SumRule.project`).
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
+from pjax_trace.rules import bilinear
 
 from pjax_trace.registry import (
     Expansion,
@@ -26,9 +27,8 @@ from pjax_trace.registry import (
     pointwise_route,
     register_rule,
 )
-from pjax_trace.rules import bilinear
 
-__all__ = ["IDENTITY", "Contraction", "SumRule", "Term"]
+__all__ = ["Contraction", "SumRule", "Term", "identity"]
 
 Labels = tuple[int, ...]
 
@@ -167,7 +167,9 @@ class Term:
 
     def apply(self, operands: Sequence[Array]) -> Array:
         """The value of the term."""
-        return self.sign * self.forward(self.contraction.apply(*(operands[i] for i in self.operands)))
+        return self.sign * self.forward(
+            self.contraction.apply(*(operands[i] for i in self.operands))
+        )
 
     def forward(self, x: Any) -> Any:
         """From the contraction's layout to the sum's."""
@@ -188,8 +190,7 @@ class SumRule(Rule):
 
     def apply(self, params: dict[str, Any], *operands: Array) -> Array:
         """The sum."""
-        first, *rest = (term.apply(operands) for term in params["terms"])
-        return sum(rest, first)
+        return functools.reduce(jnp.add, (term.apply(operands) for term in params["terms"]))
 
     def project(
         self, params: dict[str, Any], operands: Sequence[Array], out: Array, weights: Weights
@@ -197,9 +198,9 @@ class SumRule(Rule):
         """The nearest point of all rows, as moments.
 
         Each row has one unknown λ. A linear operand moves by ``a λ/ω``. A product moves by
-        ``√ω_x x' = c √ω_x x + cτ √ω_w w``, ``c = 1/(1−τ²)``, ``τ = λ/√(ω_x ω_w)``, so the copies of x
-        in the rows that read it sum to ``x·fᵀ(c; 1) + √(ω_w/ω_x) fᵀ(cτ; w)``, with fᵀ the transpose
-        of the product in x: no copy is ever made.
+        ``√ω_x x' = c √ω_x x + cτ √ω_w w``, ``c = 1/(1−τ²)``, ``τ = λ/√(ω_x ω_w)``, so the copies of
+        x in the rows that read it sum to ``x·fᵀ(c; 1) + √(ω_w/ω_x) fᵀ(cτ; w)``, with fᵀ the
+        transpose of the product in x: no copy is ever made.
         """
         linear, products = [], []
         for term in params["terms"]:
@@ -220,9 +221,7 @@ class SumRule(Rule):
                 kappas, plus, minus, target, compliance, value=jnp.asarray(value)
             )
             multiplier = solution.lam
-            distance = jnp.sum(
-                bilinear.squared_distance(solution, kappas, plus, minus, compliance)
-            )
+            distance = jnp.sum(bilinear.squared_distance(solution, kappas, plus, minus, compliance))
             for i, product in enumerate(products):
                 for position, moment in product.moments(solution, i):
                     moments[position] = moment
@@ -341,9 +340,7 @@ class _Linear:
 
     def __init__(self, term: Term, operands: Sequence[Array], weights: Weights):
         self.term = term
-        self.side = next(
-            s for s, i in enumerate(term.operands) if weights.operands[i] is not None
-        )
+        self.side = next(s for s, i in enumerate(term.operands) if weights.operands[i] is not None)
         self.position = term.operands[self.side]
         self.weight = weights.operands[self.position]
         self.operand = operands[self.position]
@@ -382,7 +379,8 @@ class _Product:
             roots = [jnp.sqrt(jnp.asarray(weight, x.dtype)) for weight in self.weights]
             self.scaled = tuple(r * s for r, s in zip(roots, self.signed, strict=True))
             self.private, self.kappa = None, roots[0] * roots[1]
-            q = sum(contraction.rows(jnp.square(s), i) for i, s in enumerate(self.scaled))
+            left, right = (contraction.rows(jnp.square(s), i) for i, s in enumerate(self.scaled))
+            q = left + right
             p = contraction.apply(*self.scaled)
             plus, minus = _significant(q + 2 * p, q) / 4, _significant(q - 2 * p, q) / 4
             value = p / self.kappa
@@ -497,7 +495,7 @@ class Pointwise(SumPrimitive):
         if x.shape == y.shape or not all(variable):
             return None
         shape = jnp.broadcast_shapes(x.shape, y.shape)
-        return lambda *xs: self.function(*(jnp.broadcast_to(_full(a, shape), shape) for a in xs))
+        return lambda *xs: self.function(*(jnp.broadcast_to(a, shape) for a in xs))
 
     def is_view(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
         """Scaling or offset by data."""
@@ -508,10 +506,6 @@ class Pointwise(SumPrimitive):
     ) -> list[Any]:
         """Elements stay in their places."""
         return [pointwise_route(elements)]
-
-
-def _full(x: Array, shape: tuple[int, ...]) -> Array:
-    return jnp.reshape(x, (1,) * (len(shape) - x.ndim) + x.shape)
 
 
 class Addition(Pointwise):

@@ -37,7 +37,8 @@ register_rule(lax.convert_element_type_p, ConvertRule(pointwise=True))
 for primitive in (lax.slice_p, lax.dynamic_slice_p, lax.gather_p, lax.split_p):
     register_rule(primitive, ViewRule(total=False))
 register_rule(lax.concatenate_p, ViewRule(operands=None, offset=True))
-register_rule(lax.pad_p, ViewRule(total=False, offset=True))  # negative padding drops elements
+# Negative padding drops elements; what is padded with may be a variable, too.
+register_rule(lax.pad_p, ViewRule(operands=None, total=False, offset=True))
 register_rule(lax.select_n_p, SelectRule(operands=None, total=False, offset=True))
 register_rule(lax.optimization_barrier_p, ViewRule(operands=None))
 register_rule(lax.stop_gradient_p, ViewRule())  # never reached: its output is data
