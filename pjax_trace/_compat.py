@@ -97,7 +97,7 @@ def source_line(eqn: Any) -> str:
     traceback = eqn.source_info.traceback
     for frame in traceback.frames if traceback is not None else ():
         name = frame.file_name
-        if not name.startswith(_NOT_THE_USER) and not name.startswith("<"):
+        if not name.startswith(_NOT_THE_USER):
             return f"{name}:{frame.line_num} ({frame.function_name})"
     return ""
 

@@ -302,7 +302,7 @@ class Projected:
         outputs = {c: i for i, c in enumerate(graph.constraints) if c.rule.family == "loss"}
         hard = [i for i, c in enumerate(graph.constraints) if c not in outputs]
         squared = run.copy_free.gaps(values)
-        flags, suspects = run.suspects(history, squared, signature, space)
+        flags, suspects = run.suspects(history, squared, signature)
         finite = jnp.logical_not(jnp.any(flags))
         env = dict(zip(graph.variables, values, strict=True))
         losses = [c.rule.apply(c.params, *run.problem.operands(c, env)) for c in outputs]
@@ -396,7 +396,7 @@ class _Run:
         return Copies(Problem(expand_copies(self.graph), self._known, self.start, self._weights))
 
     def suspects(
-        self, history: Array, squared: Array, signature: _Signature, space: Space
+        self, history: Array, squared: Array, signature: _Signature
     ) -> tuple[Array, tuple[str, ...]]:
         """What may turn out not to be finite, the likeliest cause first."""
         graph = self.graph
@@ -417,23 +417,14 @@ class _Run:
         flags = [jnp.any(~jnp.isfinite(x)) for _, x in arrays]
         names = [name for name, _ in arrays]
         # The first step that went wrong, and in it the constraint that was projected first.
-        bad = ~jnp.isfinite(history)
-        first = jnp.argmax(jnp.any(bad, 1)) if history.shape[0] else 0
-        early = bad[first] if history.shape[0] else jnp.zeros(len(graph.constraints), bool)
-        flags_by_constraint = early | ~jnp.isfinite(squared)
-        ordered: list[Constraint] = [
-            node
-            for group in self.copy_free.groups
-            for node in group
-            if isinstance(node, Constraint)
-        ]
-        position = {c: i for i, c in enumerate(graph.constraints)}
-        for c in ordered:
-            flags.append(early[position[c]])
-            names.append(f"the projection onto {c.label}")
-        for c in ordered:
-            flags.append(flags_by_constraint[position[c]])
-            names.append(f"the projection onto {c.label}")
+        bad = ~jnp.isfinite(jnp.concatenate([history, squared[None]]))
+        early = bad[jnp.argmax(jnp.any(bad, 1))]
+        number = {c: i for i, c in enumerate(graph.constraints)}
+        for group in self.copy_free.groups:
+            for c in group:
+                if isinstance(c, Constraint):
+                    flags.append(early[number[c]])
+                    names.append(f"the projection onto {c.label}")
         # Data may be infinite where the function can use it; then nothing comes of it.
         result = np.array([not name.startswith("data argument ") for name in names])
         every = jnp.stack(flags)

@@ -320,18 +320,20 @@ def _local_minima(
         gap = f(x) - z0
         return toward * (x - x0 + ratio * d * gap), 1 + ratio * (d * d + gap * dd)
 
-    cells = []
-    u_before, slope_before, cost_before = first, -jnp.ones_like(first), jnp.zeros_like(first)
-    for u in points:
+    def sample(u):
         x = toward * u
-        z, d = f(x), curve.derivative(x)
-        slope = toward * (x - x0 + ratio * d * (z - z0))
-        here = cost(x, z)
+        z = f(x)
+        slope = toward * (x - x0 + ratio * curve.derivative(x) * (z - z0))
+        noise = 1e-5 * (jnp.abs(x0 * (x - x0)) + ratio * jnp.abs(z0 * (z - z0)))
+        return u, slope, cost(x, z), noise
+
+    u_before, slope_before, cost_before, _ = sample(first)
+    cells = [(~(slope_before < 0), first, first)]
+    for u, slope, here, noise in map(sample, points[1:]):
         # Simpson's rule for the cost turned round: the slope at the middle of the cell, which
         # betrays a minimum and a maximum between two slopes of one sign.
         width = u - u_before
         middle = 0.75 * (here - cost_before) - 0.25 * (slope + slope_before) * width
-        noise = 1e-5 * (jnp.abs(x0 * (x - x0)) + ratio * jnp.abs(z0 * (z - z0)))
         descends = (slope_before < 0) | (middle < -noise)
         ascends = ~(slope < 0) | (middle > noise)
         cells.append((descends & ascends, u_before, u))
