@@ -17,7 +17,7 @@ from tqdm import tqdm
 import pjax_trace as pjax
 from benchmarks import arguments
 from benchmarks.data import DATASETS, DataError, Dataset, batches, load
-from benchmarks.methods import SOLVERS, Method, adam, projections
+from benchmarks.methods import SOLVERS, Method, adam, projections, setting
 from benchmarks.models import mlp
 from benchmarks.tables import format_table, write_json
 
@@ -185,13 +185,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the start and of the order of the samples")
     add("--baseline", choices=["adam"], help="train the same model on the same batches by it too")
     add("--learning-rate", type=arguments.positive, default=3e-3, help="of the baseline")
-    add("--lam", type=arguments.positive, default=2.0, help="weight of the loss in its prox")
-    for part, weight in {"parameters": 10.0, "hidden": 1.0, "outputs": 1.0}.items():
-        help = f"weight of {part} variables in the metric"
-        add(f"--weight-{part}", type=arguments.positive, default=weight, help=help)
+    tuned = "(default: what suits the solver)"
+    add("--lam", type=arguments.positive, help=f"weight of the loss in its prox {tuned}")
+    for part in ("parameters", "hidden", "outputs"):
+        help = f"weight of {part} in the metric {tuned}"
+        add(f"--weight-{part}", type=arguments.positive, help=help)
     add("--json", type=arguments.output_file, help="file to write the results to")
     add("--plot", type=arguments.output_file, default="train.png", help="file for the curves")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    lam, *weights = setting(options.solver)
+    options.lam = options.lam or lam
+    for part, weight in zip(("parameters", "hidden", "outputs"), weights, strict=True):
+        name = f"weight_{part}"
+        setattr(options, name, getattr(options, name) or weight)
+    return options
 
 
 if __name__ == "__main__":

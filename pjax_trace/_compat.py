@@ -72,9 +72,12 @@ def loop_predicates(eqn: Any) -> tuple[int, ...]:
     if kind == "cond":
         return (0,)
     if kind == "while":
-        bodies = eqn.params["cond_nconsts"] + eqn.params["body_nconsts"]
-        constants = tuple(range(eqn.params["cond_nconsts"]))
-        return constants + tuple(range(bodies, len(eqn.invars)))
+        condition = eqn.params["cond_jaxpr"].jaxpr
+        atoms = [a for e in condition.eqns for a in e.invars] + list(condition.outvars)
+        read = {a for a in atoms if not isinstance(a, Literal)}
+        own, body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+        positions = [i for i, var in enumerate(condition.invars) if var in read]
+        return tuple(i if i < own else i + body for i in positions)
     return ()
 
 

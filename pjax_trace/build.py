@@ -227,7 +227,8 @@ class _Builder:
             o.elements(known, names) if isinstance(o, View) else np.zeros(o.shape, np.int32)
             for o in c.operands
         ]
-        reason = c.rule.conflict(c.params, elements)
+        with jax.ensure_compile_time_eval():
+            reason = c.rule.conflict(c.params, elements)
         if reason is not None:
             self.problems.append(f"{c.name} at {c.source} {reason}")
 

@@ -84,7 +84,7 @@ def cross_entropy(
     logits: Float[Array, "*rows classes"],
     labels: Integer[ArrayLike, "*rows"] | Float[ArrayLike, "*rows classes"],
     *,
-    lam: ArrayLike = 5.0,
+    lam: ArrayLike = 1.0,
 ) -> Float[Array, ""]:
     """The mean cross entropy of softmax(logits), projected by its exact proximal operator.
 
@@ -212,10 +212,11 @@ def _arguments(name: str, scores: Any, labels: Any, lam: Any) -> tuple[Array, Ar
                 f"losses.{name}: scores of shape {scores.shape} need integer labels of shape "
                 f"{scores.shape[:-1]}, not {labels.shape}"
             )
+        if _compat.is_known(labels):  # with numpy: under jit, jax.numpy would trace constants
+            values = np.asarray(labels)
+            for bad in values[(values < 0) | (values >= classes)]:
+                raise InputError(f"losses.{name}: label {bad} is not one of the {classes} classes")
         valid = (labels >= 0) & (labels < classes)
-        if _compat.is_known(labels) and not bool(jnp.all(valid)):
-            bad = np.asarray(labels)[~np.asarray(valid)][0]
-            raise InputError(f"losses.{name}: label {bad} is not one of the {classes} classes")
         targets = jax.nn.one_hot(labels, classes, dtype=scores.dtype)
         # Not a silent zero row: the step's check for NaN names this loss.
         targets = jnp.where(valid[..., None], targets, jnp.nan)
@@ -238,6 +239,6 @@ def _strength(name: str, lam: Any, scores: Array) -> Array:
             f"losses.{name}: λ must be one number or have shape {scores.shape[:-1]}, one per row, "
             f"not {strength.shape}"
         )
-    if _compat.is_known(strength) and not bool(jnp.all(strength > 0)):
+    if _compat.is_known(strength) and not np.all(np.asarray(strength) > 0):
         raise InputError(f"losses.{name}: λ must be positive, not {lam}")
     return strength

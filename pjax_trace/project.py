@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import equinox as eqx
@@ -490,9 +491,11 @@ def project(
     numbers = argnums if isinstance(argnums, tuple) else (argnums,)
     if not numbers or any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers):
         raise InputError(f"project: argnums must be non-negative integers, not {argnums!r}")
+    if len(set(numbers)) < len(numbers):
+        raise InputError(f"project: argnums must be different from each other, not {argnums!r}")
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise InputError(f"project: steps must be a positive integer, not {steps!r}")
-    if tol is not None and not tol >= 0:
+    if tol is not None and not (isinstance(tol, Real) and tol >= 0):
         raise InputError(f"project: tol must be a number that is not negative, not {tol!r}")
     if metric is None:
         metric = Metric()
@@ -500,6 +503,8 @@ def project(
         metric = Metric(paths=metric)
     elif not isinstance(metric, Metric):
         raise InputError(f"project: metric must be a pjax.Metric, not {metric!r}")
+    if copies not in (None, True, False):
+        raise InputError(f"project: copies must be True, False or None, not {copies!r}")
     copies = solver.needs_copies if copies is None else bool(copies)
     if solver.needs_copies and not copies:
         raise InputError(

@@ -5,6 +5,7 @@ Solvers know nothing of graphs or rules; ``copies`` chooses the lowering that th
 """
 
 import abc
+import numbers
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -61,7 +62,8 @@ def _reflect(space: Space, point: Any, group: Any) -> tuple[Any, Array]:
 
 
 def _check(name: str, value: float, lower: float, upper: float, *, closed: bool = True) -> None:
-    inside = lower < value <= upper if closed else lower <= value < upper
+    number = isinstance(value, numbers.Real)
+    inside = number and (lower < value <= upper if closed else lower <= value < upper)
     if not inside:
         bounds = f"({lower:g}, {upper:g}]" if closed else f"[{lower:g}, {upper:g})"
         raise InputError(f"{name} must be in {bounds}, not {value!r}")
@@ -160,7 +162,7 @@ class DifferenceMap(Solver):
 
     def __check_init__(self) -> None:
         """Parameters are in range."""
-        if not 0 < abs(self.beta) < float("inf"):
+        if not isinstance(self.beta, numbers.Real) or not 0 < abs(self.beta) < float("inf"):
             raise InputError(f"DifferenceMap: beta must be finite and not 0, but is {self.beta!r}")
 
     def _estimate(self, space: Space, point: Any) -> tuple[Any, Array]:

@@ -311,8 +311,8 @@ def _local_minima(
         [first + (last - first) * t for t in _FRACTIONS],
         [jnp.clip(toward * preimage(z_stop + rise * t), first, last) for t in reversed(_FRACTIONS)],
     )
-    end = jnp.clip(stop + toward * (last - first) / 16, lower, upper)  # the inverse has errors
-    points = [first, *points, last, toward * end]
+    # The inverse has errors; the last minimum may lie a little beyond the stop.
+    end = toward * jnp.clip(stop + toward * (last - first) / 16, lower, upper)
 
     def slopes(u):
         x = toward * u
@@ -328,26 +328,37 @@ def _local_minima(
         return u, slope, cost(x, z), noise
 
     u_before, slope_before, cost_before, _ = sample(first)
-    cells = [(~(slope_before < 0), first, first)]
-    for u, slope, here, noise in map(sample, points[1:]):
+    found = [~(slope_before < 0)]
+    for u, slope, here, noise in map(sample, [*points, last]):
         # Simpson's rule for the cost turned round: the slope at the middle of the cell, which
         # betrays a minimum and a maximum between two slopes of one sign.
         width = u - u_before
         middle = 0.75 * (here - cost_before) - 0.25 * (slope + slope_before) * width
         descends = (slope_before < 0) | (middle < -noise)
         ascends = ~(slope < 0) | (middle > noise)
-        cells.append((descends & ascends, u_before, u))
+        found.append(descends & ascends)
         u_before, slope_before, cost_before = u, slope, here
-    cells.append((slope_before < 0, u_before, u_before))
+    found.append(slope_before < 0)
+    ends = [first, first, *points, last, end]
 
-    def minimum(cells):
+    def minimum(weights):
+        # The cell of the largest weight. XLA would repeat all of the above for either end of it,
+        # were there not the logarithm, which is too dear to repeat.
+        which = jnp.log2(sum(jnp.where(f, w, 0.0) for f, w in zip(found, weights, strict=True)) + 0.5)
         low = high = first
-        for found, u_low, u_high in cells:
-            low, high = jnp.where(found, u_low, low), jnp.where(found, u_high, high)
-        u = bracketed_newton(slopes, low, high, 0.5 * (low + high), steps=_STEPS)
-        return toward * u
+        for i in range(len(found)):
+            low, high = jnp.where(which > i, ends[i], low), jnp.where(which > i, ends[i + 1], high)
+        return low, high
 
-    return minimum(reversed(cells)), minimum(cells)
+    weights = [2.0**i for i in range(len(found))]
+    low,high=minimum(weights)
+    u = bracketed_newton(slopes, low, high, 0.5 * (low + high), steps=_STEPS)
+    ends=ends[::-1]
+    found=found[::-1]
+    high,low=minimum(weights)
+    u2 = bracketed_newton(slopes, low, high, 0.5 * (low + high), steps=_STEPS)
+
+    return toward*u,toward*u2
 
 
 def _bisect(curve: Curve, z: Array, near: Array, far: Array, rising: Array) -> Array:
@@ -360,10 +371,10 @@ def _bisect(curve: Curve, z: Array, near: Array, far: Array, rising: Array) -> A
     return bracketed_newton(residual, low, high, 0.5 * (low + high), steps=24)
 
 
-TANH = Curve(jnp.tanh, slope=lambda x: 1 - jnp.tanh(x) ** 2, inverse=jnp.arctanh)
+TANH = Curve(jnp.tanh, slope=lambda x: 1 - jnp.tanh(x) ** 2, inverse=lambda z: jnp.sign(z) * 0.5 * jnp.log1p(2 * jnp.abs(z) / (1 - jnp.abs(z))))
 LOGISTIC = Curve(
     jax.nn.sigmoid,
-    inverse=lambda z: jnp.log(z) - jnp.log1p(-z),
+    inverse=lambda z: jnp.log(z / (1 - z)),
 )
 EXP = Curve(jnp.exp, slope=jnp.exp, inverse=jnp.log)
 LOG = Curve(jnp.log, inverse=jnp.exp, domain=(0.0, inf))

@@ -6,7 +6,6 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
-from pjax_trace.rules import curves
 
 from pjax_trace.registry import (
     Moment,
@@ -17,6 +16,7 @@ from pjax_trace.registry import (
     register_rule,
     squared_distance,
 )
+from pjax_trace.rules import curves
 
 __all__ = ["CurveRule", "Elementwise"]
 

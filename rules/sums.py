@@ -15,7 +15,6 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
-from pjax_trace.rules import bilinear
 
 from pjax_trace.registry import (
     Expansion,
@@ -27,6 +26,7 @@ from pjax_trace.registry import (
     pointwise_route,
     register_rule,
 )
+from pjax_trace.rules import bilinear
 
 __all__ = ["Contraction", "SumRule", "Term", "identity"]
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pjax_trace.rules.bilinear import project_products, solve_multiplier, squared_distance
 
 KINDS = ("general", "unit", "zeros", "x zero", "opposite", "equal", "nearly opposite", "on graph")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pjax_trace.rules import prox
 from scipy.special import logsumexp, softmax
+
+from pjax_trace.rules import prox
 
 LAMS = (1e-4, 1e-2, 0.3, 1.0, 5.0, 30.0, 300.0, 1e3)
 prox_cross_entropy = jax.jit(prox.prox_cross_entropy)

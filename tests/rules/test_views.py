@@ -7,9 +7,10 @@ nothing of transposes, masses or offsets.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pjax_trace as pjax
 import pytest
 from jax import lax
+
+import pjax_trace as pjax
 from pjax_trace.project import _Run
 
 WEIGHTS = (2.0, 0.5, 3.0)
