@@ -75,6 +75,7 @@ class _Builder:
         self.names: dict[str, int] = {}
         self.missing: list[tuple[Equation, str]] = []
         self.problems: list[str] = []
+        self.live = _live(program)
 
     def visit(self, equation: Equation) -> None:
         """Class one equation."""
@@ -82,7 +83,7 @@ class _Builder:
             self.visit_objective(equation)
             return
         variable = tuple(v in self.views for v in equation.inputs)
-        if not any(variable) or equation.primitive is jax.lax.stop_gradient_p:
+        if not any(variable) or equation not in self.live:
             return
         if equation.primitive in (loss_p, constrain_p, function_p):
             self.visit_call(equation, variable)
@@ -136,7 +137,7 @@ class _Builder:
 
     def visit_objective(self, equation: Equation) -> None:
         """Losses may be scaled by data, summed and averaged on the way out."""
-        allowed = all(v in self.after or v not in self.views for v in equation.inputs)
+        allowed = all(v in self.after or not v.variable for v in equation.inputs)
         rule = rule_for(equation.primitive)
         if allowed and rule is not None:
             flags = [v in self.after for v in equation.inputs]
@@ -222,7 +223,7 @@ class _Builder:
             size = int(np.prod(base.shape))
             names[base] = np.arange(start, start + size, dtype=np.int32).reshape(base.shape)
             start += size
-        known = {v: a for v, a in self.program.constants.items() if _compat.is_known(a)}
+        known = self.program.known
         elements = [
             o.elements(known, names) if isinstance(o, View) else np.zeros(o.shape, np.int32)
             for o in c.operands
@@ -274,6 +275,18 @@ class _Builder:
             raise MissingRuleError(_missing_message(self.missing, self.problems))
         if self.problems:
             raise TraceError("\n".join(self.problems))
+
+
+def _live(program: Program) -> set[Equation]:
+    """The equations that output constraints see as variables, not behind a stop_gradient."""
+    live = {e for e in program.equations if e.primitive in OUTPUTS}
+    needed = set() if live else set(program.outputs)
+    for equation in reversed(program.equations):
+        if equation in live or not needed.isdisjoint(equation.outputs):
+            if equation.primitive is not jax.lax.stop_gradient_p:
+                live.add(equation)
+                needed.update(equation.inputs)
+    return live
 
 
 def _missing_message(missing: Iterable[tuple[Equation, str]], problems: Sequence[str]) -> str:

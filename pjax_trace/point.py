@@ -168,7 +168,7 @@ def _array(name: str, x: Any) -> Array:
         array = array.astype(jnp.result_type(float))
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise InputError(f"project_point: {name} must be floating point, not {array.dtype}")
-    if _compat.is_known(array) and not bool(jnp.all(jnp.isfinite(array))):
+    if _compat.is_known(array) and not np.all(np.isfinite(np.asarray(array))):
         raise InputError(f"project_point: {name} is not finite")
     return array
 
@@ -190,8 +190,10 @@ def _weights(
             f"project_point: {hint}; there are {len(arrays)} operands, but {len(scalars)} weights"
         )
     positive = all(0 < w < float("inf") for w in scalars)
-    known = _compat.is_known(out)
-    if not positive or (known and not bool(jnp.all((out > 0) & jnp.isfinite(out)))):
+    if _compat.is_known(out):
+        values = np.asarray(out)
+        positive = positive and bool(np.all((values > 0) & np.isfinite(values)))
+    if not positive:
         raise InputError(f"project_point: {hint}")
     return scalars, out
 
@@ -229,7 +231,7 @@ def _check_sharing(c: Constraint, graph: ConsensusGraph) -> None:
         size = int(np.prod(p.shape))
         names[p] = np.arange(start, start + size, dtype=np.int32).reshape(p.shape)
         start += size
-    read = [view.elements(graph.program.constants, names) for _, view in c.reads]
+    read = [view.elements(graph.program.known, names) for _, view in c.reads]
     known = [a.ravel() for a in read if a is not None]
     elements = np.concatenate(known) if known else np.zeros(0, np.int32)
     elements = elements[elements > 0]

@@ -307,7 +307,7 @@ class Projected:
         finite = jnp.logical_not(jnp.any(flags))
         env = dict(zip(graph.variables, values, strict=True))
         losses = [c.rule.apply(c.params, *run.problem.operands(c, env)) for c in outputs]
-        taken = jnp.arange(history.shape[0]) < steps
+        taken = jnp.arange(history.shape[0], dtype=steps.dtype) < steps
         moved = jnp.sqrt(jnp.sum(history[:, np.array(hard, int)], 1))
         info = Info(
             gap=jnp.sqrt(jnp.sum(squared[np.array(hard, int)])),

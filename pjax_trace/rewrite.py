@@ -1,8 +1,9 @@
 """Passes from graph to graph."""
 
 import dataclasses
+from typing import Any
 
-from pjax_trace.graph import ConsensusGraph, Constraint
+from pjax_trace.graph import ConsensusGraph, Constraint, View
 from pjax_trace.registry import Layout
 
 __all__ = ["absorb_producers"]
@@ -28,7 +29,28 @@ def absorb_producers(graph: ConsensusGraph) -> ConsensusGraph:
                 constraints.remove(producer)
                 changed = True
                 break
-    return graph
+    return _named_alike(graph)
+
+
+def _named_alike(graph: ConsensusGraph) -> ConsensusGraph:
+    """Outputs called after their constraints again, where merging has made them differ."""
+    outputs = [(c.name, c.out) for c in graph.constraints if c.out is not None]
+    renamed = {v: dataclasses.replace(v, name=n) for n, v in outputs if v.name != n}
+
+    def follow(operand: Any) -> Any:
+        for base in operand.bases if isinstance(operand, View) else ():
+            if base in renamed:
+                operand = operand.with_base(base, renamed[base])
+        return operand
+
+    constraints = tuple(
+        dataclasses.replace(
+            c, operands=tuple(map(follow, c.operands)), out=c.out and renamed.get(c.out, c.out)
+        )
+        for c in graph.constraints
+    )
+    views = tuple(map(follow, graph.outputs))
+    return dataclasses.replace(graph, constraints=constraints, outputs=views)
 
 
 def _merge(graph: ConsensusGraph, c: Constraint) -> tuple[Constraint, Constraint] | None:

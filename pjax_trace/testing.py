@@ -220,7 +220,7 @@ def brute_force(
 
         return jax.lax.fori_loop(0, rounds, shrink, (list(begin), distance(begin)))
 
-    with _compat.enable_x64(True):
+    with _compat.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         point, target, metric, starts = jax.tree.map(
             lambda x: jnp.asarray(np.asarray(x, np.float64)),
             (tuple(operands), out, (tuple(weights[0]), weights[1]), [tuple(s) for s in starts]),
@@ -248,7 +248,7 @@ def brute_force(
 
 def _distances(fn: Any, batch: _Samples, moved: Any) -> np.ndarray:
     """The squared distances of points of the graph, in float64."""
-    with _compat.enable_x64(True):
+    with _compat.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         exact = [jnp.asarray(np.asarray(x, np.float64)) for x in moved]
         values = np.asarray(jax.vmap(fn)(*exact))
     total = _rows(np.asarray(batch.weights[1], float) * _minus(values, batch.out) ** 2)

@@ -6,6 +6,7 @@ is computed from one; everything else is *data* and is only ever evaluated. Dead
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -65,6 +66,18 @@ class Program:
     constants: dict[Value, Any]
     equations: tuple[Equation, ...]
     outputs: tuple[Value, ...]
+
+    @functools.cached_property
+    def known(self) -> dict[Value, Any]:
+        """What is known while tracing: constants, and integers (such as indices) made of them."""
+        known = {v: a for v, a in self.constants.items() if _compat.is_known(a)}
+        with jax.ensure_compile_time_eval():
+            for e in self.equations:
+                integers = not any(np.issubdtype(v.dtype, np.inexact) for v in e.outputs)
+                if integers and all(v in known for v in e.inputs):
+                    results = e.evaluate(*(known[v] for v in e.inputs))
+                    known.update(zip(e.outputs, results, strict=True))
+        return known
 
     def evaluate(self, parameters: Sequence[Any], data: Sequence[Any]) -> dict[Value, Any]:
         """All values, by a forward pass."""

@@ -7,6 +7,7 @@ same safeguarded Newton iteration, elementwise over arrays of equations.
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -25,7 +26,7 @@ def bracketed_newton(
 
     Newton steps that leave the bracket, or that are not finite, are replaced by its midpoint. The
     bracket shrinks by the sign of the function, so the answer is never outside it, whatever the
-    start. The loop is unrolled: a handful of fused elementwise operations costs less than a loop.
+    start. It is a loop because XLA, given the steps unrolled, may repeat cheap ones many times.
 
     Args:
         fun: maps ``x`` to ``(value, slope)``; increasing in ``x`` where it matters.
@@ -45,8 +46,9 @@ def bracketed_newton(
         >>> round(float(root), 4)
         2.0
     """
-    x = jnp.clip(start, lower, upper)
-    for _ in range(steps):
+
+    def step(_, state):
+        x, lower, upper = state
         value, slope = fun(x)
         lower = jnp.where(value < 0, x, lower)
         upper = jnp.where(value > 0, x, upper)
@@ -54,4 +56,7 @@ def bracketed_newton(
         # False for NaN as well; an infinite slope would stop the iteration where it is.
         inside = (newton >= lower) & (newton <= upper) & (jnp.abs(slope) < jnp.inf)
         x = jnp.where(value == 0, x, jnp.where(inside, newton, 0.5 * (lower + upper)))
-    return x
+        return x, lower, upper
+
+    x, lower, upper = jnp.broadcast_arrays(jnp.clip(start, lower, upper), lower, upper)
+    return jax.lax.fori_loop(0, steps, step, (x, lower, upper))[0]

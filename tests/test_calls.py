@@ -53,7 +53,7 @@ def test_an_ordinary_function_to_jax():
         xs = XS if axes[0] == 0 else XS.T if axes[0] == 1 else XS[0]
         batch = xs, WS if axes[1] == 0 else WS[0], AS if axes[2] == 0 else AS[0]
         np.testing.assert_allclose(
-            jax.vmap(plane, axes)(*batch), jax.vmap(same_plane, axes)(*batch), rtol=1e-5
+            jax.vmap(plane, axes)(*batch), jax.vmap(same_plane, axes)(*batch), **CLOSE
         )
     twice = jax.vmap(jax.vmap(plane, (None, 0, None)), (0, None, 0))(XS, WS, AS)
     np.testing.assert_allclose(twice, (XS * AS).sum(1)[:, None] + WS[None], **CLOSE)
@@ -94,9 +94,7 @@ def solve(program, function, copies, solver=None):
 
 @pytest.fixture(scope="module")
 def loops():
-    return {
-        program: solve(program, plane, False)[0] for program in ("a loop", "shared, in a loop")
-    }
+    return {program: solve(program, plane, False)[0] for program in ("a loop", "shared, in a loop")}
 
 
 @pytest.mark.parametrize("copies", [False, True])

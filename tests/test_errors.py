@@ -261,8 +261,11 @@ def test_the_constraint_that_failed_first_is_named():
         pjax.project(function, steps=5, solver=solver)(w)
     assert caught.value.culprit.startswith("the projection onto fragile at")
     with pytest.raises(pjax.NonFiniteError, match="onto slow"):
-        pjax.project(lambda w: function(w[::-1] * jnp.array([[1.0], [0.0]]) + jnp.array(
-            [[0.0], [-90.0]])), steps=5, solver=solver)(w)
+        pjax.project(
+            lambda w: function(w[::-1] * jnp.array([[1.0], [0.0]]) + jnp.array([[0.0], [-90.0]])),
+            steps=5,
+            solver=solver,
+        )(w)
 
 
 def test_overflow_and_invalid_values_in_the_forward_pass():
@@ -424,3 +427,15 @@ def test_modules_may_hold_integers():
 
     new, _ = pjax.project(lambda m, x, y: fit(m.w, x, y), steps=2)(Counting(W, jnp.arange(2)), X, Y)
     np.testing.assert_array_equal(new.n, [0, 1])
+
+
+def test_indices_that_are_known_tell_parts_of_an_array_apart():
+    """Two parts are two variables; two parts that overlap are one variable twice."""
+
+    def parts(w, second):
+        first = jnp.array([0, 1])
+        return losses.squared_error(jnp.take(w, first) * w[jnp.array(second)], jnp.ones(2))
+
+    w = jnp.array([0.5, 1.0, 1.5])
+    pjax.project(lambda w: parts(w, [2, 2])).trace(w)
+    refused(pjax.TraceError, "multiplies a variable with itself", lambda w: parts(w, [2, 1]), w)

@@ -99,7 +99,7 @@ def test_the_step_of_cross_entropy():
     residual = found - s + lam[:, None] * (softmax(found) - hot)
     assert np.all(np.abs(residual) <= 1e-5 * np.maximum(1, np.abs(s) + lam[:, None]))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
-    five = step(lambda s: losses.cross_entropy(s, HOT), S)  # the default λ
+    five = step(lambda s: losses.cross_entropy(s, HOT, lam=5.0), S)
     np.testing.assert_allclose(five, descend(lambda x: softmax(x) - hot, s, 5.0), atol=1e-4)
     soft = jnp.full((6, 5), 0.2)
     np.testing.assert_allclose(

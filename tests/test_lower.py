@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import pjax_trace as pjax
 from pjax_trace import _compat
 from pjax_trace.project import _Run
 
-EXAMPLES = 8
 SETTINGS = settings(
-    max_examples=EXAMPLES,
+    max_examples=5,
+    phases=(Phase.generate,),  # shrinking would compile hundreds of programs
     deadline=None,
     derandomize=True,
     database=None,
@@ -110,20 +110,20 @@ def execute(program, params, x):
             elif kind == "constrain":
                 pjax.constrain(h, pjax.sets.Box(-2.0, 2.0))
         values.append(h)
-    loss = 0.0
+    losses = []
     for kind, number in ends:
         h = values[-1 - number % 2]
         if not isinstance(h, jax.core.Tracer) or h is values[0]:
             h = h + params["v"]
         if kind == "cross_entropy":
-            loss = loss + 0.5 * pjax.losses.cross_entropy(h, jnp.asarray([0, 2]), lam=2.0)
+            losses.append(0.5 * pjax.losses.cross_entropy(h, jnp.asarray([0, 2]), lam=2.0))
         elif kind == "squared_error":
-            loss = loss + pjax.losses.squared_error(h, jnp.ones_like(h))
+            losses.append(pjax.losses.squared_error(h, jnp.ones_like(h)))
         elif kind == "box":
             pjax.constrain(h, pjax.sets.Box(0.5, 1.0))
         else:
             pjax.constrain(jnp.sum(h, 1), pjax.sets.Equal(1.0))
-    return loss
+    return losses
 
 
 def start(dtype):
@@ -137,7 +137,7 @@ def start(dtype):
     return jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, x))
 
 
-METRIC = pjax.Metric(parameters=3.0, hidden=0.5, outputs=2.0, paths={"params['v']": 1.5})
+METRIC = pjax.Metric(parameters=3.0, hidden=0.5, outputs=2.0)
 SOLVERS = (
     pjax.AlternatingProjections(),
     pjax.AlternatingProjections(momentum=0.8),
@@ -147,29 +147,36 @@ SOLVERS = (
 
 
 def disagreement(program, solver, dtype, steps):
-    """By how much the two lowerings differ, relative to how far the parameters went."""
+    """By how much the parameters of the two lowerings differ, relative to their size."""
     params, x = start(dtype)
-    fn = functools.partial(execute, program)
-    options = {"solver": solver, "steps": steps, "metric": {}}
-    options["metric"] = METRIC
     try:
-        pjax.project(fn).trace(params, x)
+        traced = run(functools.partial(execute, program), params, x)
     except pjax.TraceError as error:
-        # Products of one variable with itself through views are refused, with the reason.
+        # A variable times itself through views is refused, with the reason.
         assert "multiplies a variable with itself" in str(error)
-        return None
-    except pjax.InputError as error:
-        assert "matches no variable" in str(error)
-        return None
-    free, info = pjax.project(fn, copies=False, **options)(params, x)
-    copied, other = pjax.project(fn, copies=True, **options)(params, x)
-    scale = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(free))
-    gap = max(
-        float(jnp.max(jnp.abs(a - b)))
-        for a, b in zip(jax.tree.leaves(free), jax.tree.leaves(copied), strict=True)
-    )
-    np.testing.assert_allclose(info.gap, other.gap, rtol=1e-2, atol=1e-3 * scale)
-    return gap / scale
+        return 0.0
+    known = {f"params['{k}']": w for k, w in (("v", 1.5), ("b", 4.0), ("w", 2.5))}
+    names = [v.name for v in traced.graph.parameters]
+    paths = {k: w for k, w in known.items() if any(n.startswith(k) for n in names)}
+    metric = pjax.Metric(parameters=3.0, hidden=0.5, outputs=2.0, paths=paths)
+
+    @jax.jit
+    def both(params, x):
+        traced = run(functools.partial(execute, program), params, x, metric=metric)
+        ends = []
+        for space in (traced.copy_free, traced.copies):
+            carry = solver.init(space, traced.values)
+            carry, _ = jax.lax.scan(
+                lambda carry, _, space=space: solver.step(space, carry), carry, None, length=steps
+            )
+            values = dict(zip(traced.graph.variables, solver.values(space, carry), strict=True))
+            ends.append([values[p] for p in traced.graph.parameters])
+        return ends
+
+    free, copied = both(params, x)
+    scale = max(float(jnp.max(jnp.abs(leaf))) for leaf in free)
+    assert all(np.isfinite(leaf).all() for leaf in free)
+    return max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(free, copied, strict=True)) / scale
 
 
 FIXED = {
@@ -212,14 +219,14 @@ def test_copies_and_none_agree_on_known_graphs(name):
 def test_copies_and_none_agree_in_float64(program, solver):
     with _compat.enable_x64(True):
         error = disagreement(program, solver, jnp.float64, 6)
-    assert error is None or error < 1e-9
+    assert error < 1e-9
 
 
 @given(programs(), st.sampled_from(SOLVERS))
-@settings(SETTINGS, max_examples=EXAMPLES // 2)
+@settings(SETTINGS, max_examples=2)
 def test_copies_and_none_agree_in_float32(program, solver):
     error = disagreement(program, solver, jnp.float32, 4)
-    assert error is None or error < 1e-4
+    assert error < 1e-4
 
 
 def flat_weights(traced):
@@ -234,6 +241,11 @@ def inner(weights, p, q):
     return sum(float(jnp.sum(w * a * b)) for w, a, b in zip(weights, p, q, strict=True))
 
 
+def distance(weights, p, q):
+    apart = [a - b for a, b in zip(p, q, strict=True)]
+    return inner(weights, apart, apart)
+
+
 def random_point(space, seed):
     rng = np.random.default_rng(seed)
     return tuple(jnp.asarray(rng.normal(size=c.operands[i].shape)) for c, i in space.edges)
@@ -246,26 +258,25 @@ def test_projections_onto_a_colour_are_projections(name):
         params, x = start(jnp.float64)
         traced = run(functools.partial(execute, FIXED[name]), params, x, metric=METRIC)
         space, weights = traced.copies, flat_weights(traced)
-        losses = {c for c in traced.graph.constraints if c.rule.family == "loss"}
-        members = []
+        checked = 0
         for side, group in enumerate(space.groups):
+            if any(getattr(c, "rule", None) and c.rule.family == "loss" for c in group):
+                continue  # a loss is a step, not a set
             project = jax.jit(functools.partial(space.project, group=group))
-            start_point = random_point(space, side)
-            point, distances = project(start_point)
+            outside = random_point(space, side)
+            point, distances = project(outside)
             again, none = project(point)
-            other, _ = project(random_point(space, 9))
-            # A loss is a step, not a set; all the rest is.
-            still = [c not in losses for c in space.problem.graph.constraints]
-            if all(still) or side == 1:
-                for a, b in zip(point, again, strict=True):
-                    np.testing.assert_allclose(a, b, atol=1e-8)
-                assert float(jnp.sum(none)) < 1e-12
-                moved = [a - b for a, b in zip(point, start_point, strict=True)]
-                away = [a - b for a, b in zip(other, start_point, strict=True)]
-                length = inner(weights, moved, moved)
-                assert length <= inner(weights, away, away) + 1e-9
-                members.append((length, float(jnp.sum(distances))))
-        assert members
+            for a, b in zip(point, again, strict=True):
+                np.testing.assert_allclose(a, b, atol=1e-8)
+            assert float(jnp.sum(none)) < 1e-12
+            length = distance(weights, point, outside)
+            # The constraints' own distances leave out how far copies were from each other.
+            assert float(jnp.sum(distances)) <= length + 1e-9
+            for seed in range(5, 10):
+                other, _ = project(random_point(space, seed))
+                assert length <= distance(weights, other, outside) + 1e-9
+            checked += 1
+        assert checked
 
 
 def test_linear_colours_project_orthogonally():
@@ -304,7 +315,7 @@ def test_linear_colours_project_orthogonally():
 
 
 def nearest_rows(x, w, b, z, wx, ww, wb, wz):
-    """Explicit loops: each row ``z = x·w + b`` with private copies, by bisection; sums of copies."""
+    """Explicit loops: each row ``z = x·w + b`` by bisection; means of the copies."""
     rows, columns = z.shape
     xs, ws, bs, out = np.zeros_like(x), np.zeros_like(w), np.zeros_like(b), np.zeros_like(z)
     kappa = np.sqrt(wx * ww)
@@ -371,7 +382,10 @@ def test_cyclic_projections_over_two_constraints_are_alternating():
     """One set and one producer: the cycle is the two colours, in that order."""
     with _compat.enable_x64(True):
         rng = np.random.default_rng(7)
-        params = {"w": jnp.asarray(rng.normal(size=(2, 3))), "v": jnp.asarray(rng.normal(size=(3, 2)))}
+        params = {
+            "w": jnp.asarray(rng.normal(size=(2, 3))),
+            "v": jnp.asarray(rng.normal(size=(3, 2))),
+        }
 
         def product(params):
             pjax.constrain(params["w"] @ params["v"], pjax.sets.Equal(1.0))

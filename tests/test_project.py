@@ -156,7 +156,9 @@ def test_pytrees():
 
     new, info = pjax.project(function, steps=5)(tree, X, LABELS)
     assert jax.tree.structure(new) == jax.tree.structure(tree)
-    assert all(bool(jnp.any(a != b)) for a, b in zip(*map(jax.tree.leaves, (new, tree)), strict=True))
+    assert all(
+        bool(jnp.any(a != b)) for a, b in zip(*map(jax.tree.leaves, (new, tree)), strict=True)
+    )
     names = [p.name for p in pjax.project(function).trace(tree, X, LABELS).parameters]
     assert names == ["p['layers'][0][0]", "p['layers'][0][1]", "p['scale'][0]"]
 
@@ -208,7 +210,9 @@ def test_same_seed_same_bits(capsys):
     same(TRAIN(NET, X, LABELS), TRAIN(NET, X, LABELS))
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         exec(PROGRAM, {})
-    run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
+    )
     assert capsys.readouterr().out == run.stdout
 
 
@@ -384,7 +388,9 @@ def test_what_the_function_makes_of_a_loss_scales_it():
         """Whether the function trains as the loss with λ = 2 does, ``factor · lam`` being 2."""
         assert factor * lam == 2.0
         new, _ = pjax.project(function, steps=3)(W, X, LABELS)
-        np.testing.assert_allclose(new, half, rtol=0 if exactly else 1e-5, atol=1e-6 * (not exactly))
+        np.testing.assert_allclose(
+            new, half, rtol=0 if exactly else 1e-5, atol=1e-6 * (not exactly)
+        )
 
     train = pjax.project(lambda w, x, y, lam: loss(x @ w, y, lam=lam), steps=3)
     half, _ = train(W, X, LABELS, jnp.array(2.0))

@@ -49,7 +49,9 @@ def test_a_rule_for_a_primitive(table):
 def test_overriding(table):
     first, second = (pjax.CustomRule(lambda x: -x, mean_of) for _ in range(2))
     pjax.register_rule(jax.lax.floor_p, first)
-    with pytest.raises(pjax.InputError, match=r"floor has a rule already \(custom\).*override=True"):
+    with pytest.raises(
+        pjax.InputError, match=r"floor has a rule already \(custom\).*override=True"
+    ):
         pjax.register_rule(jax.lax.floor_p, second)
     assert rule_for(jax.lax.floor_p) is first
     assert pjax.register_rule(jax.lax.floor_p, second, override=True) is second
@@ -61,7 +63,9 @@ def test_overriding(table):
 def test_wrong_types(table):
     rule = pjax.CustomRule(lambda x: x, mean_of)
     for what in ("floor", jnp.floor, jax.lax.floor, None):
-        with pytest.raises(pjax.InputError, match=r"the primitive itself \(such as jax.lax.sin_p\)"):
+        with pytest.raises(
+            pjax.InputError, match=r"the primitive itself \(such as jax.lax.sin_p\)"
+        ):
             pjax.register_rule(what, rule)
     for what in (mean_of, pjax.CustomRule, None):
         with pytest.raises(pjax.InputError, match="must be a pjax_trace.Rule"):

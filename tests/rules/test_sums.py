@@ -146,7 +146,7 @@ MIXED = {
     "matmul": ["xd", "dx"],
     "batched": ["dx"],
     "dense": ["xdx"],
-    "sub of products": ["dxxd"],
+    "products, transposed": ["xdxx"],
     "rnn cell": ["xdxdx"],
 }
 CASES = [
@@ -416,7 +416,7 @@ def test_many_points(linear, weights):
     for seed, kind in enumerate(KINDS):
         x, w, b, z = points(kind, linear, seed)
         if kind in ("opposite", "equal", "nearly opposite"):
-            w = (w * np.sqrt(wx / ww)).astype(np.float32)
+            w = (w * np.sqrt(wx / ww)).astype(np.float32)  # in the metric, that is
         moved, out = project(x, w, b, z)
         assert all(np.isfinite(v).all() for v in (*moved, out)), kind
         x, w, b, z = (v.astype(float) for v in (x, w, b, z))
@@ -442,13 +442,14 @@ def test_many_points(linear, weights):
         length += wx * (xs**2).sum(1) + ww * (ws**2).sum(1)
         floor = (1e-6) ** 2 * length + wz * (1e-6 * size) ** 2
         excess = (distance - least) / (least + floor / 1e-4 + 1e-30)
-        assert (distance - least >= -1e-6 * least - floor).all(), kind  # the oracle is a lower bound
+        assert (distance - least >= -1e-6 * least - floor).all(), kind  # a lower bound
         assert excess.max() <= 1e-4, (kind, excess.max())
 
 
 def test_squares_are_no_products():
     """One value on both sides of a product in one equation is a square, or refused."""
     for square in (lambda x: x * x, lambda x: jnp.einsum("nk,nk->n", x, x), lambda x: x @ x.T):
+
         def problem(x, square=square):
             pjax.constrain(square(x), pjax.sets.Box(0.0, 1.0))
 

@@ -53,7 +53,9 @@ CASES = [
     ),
     case("dynamic index, clamped", lambda x, i: x[i], (4, 2), data=(jnp.int32(7),)),
     case("gather", lambda x, i: x[i], (4, 2), data=(integers(2, 0, 2, 2),)),
-    case("gather pairs", lambda x, i, j: x[i, j], (3, 3), data=(integers(0, 2, 2), integers(1, 1, 1))),
+    case(
+        "gather pairs", lambda x, i, j: x[i, j], (3, 3), data=(integers(0, 2, 2), integers(1, 1, 1))
+    ),
     case("gather of negatives", lambda x, i: x[i], (4,), data=(integers(-1, 3, 0),)),
     case("take", lambda x, i: jnp.take(x, i, axis=1), (2, 4), data=(integers(3, 3, 0),)),
     case(
@@ -163,9 +165,7 @@ def test_consensus_is_weighted_least_squares(function, shapes, data, tolerance):
     metric = pjax.Metric(paths=dict(zip(names, WEIGHTS, strict=False)))
     out = jax.eval_shape(function, *params, *data)
     # Two readers: the view itself, and the first variable directly.
-    seen, direct = (
-        jnp.asarray(rng.normal(size=s), jnp.float32) for s in (out.shape, shapes[0])
-    )
+    seen, direct = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in (out.shape, shapes[0]))
 
     def problem(params, data, seen, direct):
         pjax.constrain(function(*params, *data), pjax.sets.Equal(seen))
@@ -230,12 +230,13 @@ def test_unread_outputs_ask_nothing(name):
     (hidden,) = [v for v in traced.graph.variables if not v.parameter]
     assert np.asarray(traced.problem._unread[hidden])[1:].all()
     space = traced.copy_free
-    values = [jnp.asarray(rng.normal(size=v.shape), jnp.float32) for v in space.problem.graph.variables]
+    variables = traced.graph.variables
+    values = [jnp.asarray(rng.normal(size=v.shape), jnp.float32) for v in variables]
     group = next(g for g in space.groups if traced.graph.producers[hidden] in g)
     moved, distances = space.project(tuple(values), group)
-    after = dict(zip(traced.graph.variables, moved, strict=True))
-    before = dict(zip(traced.graph.variables, values, strict=True))
-    for v in traced.graph.variables[: 2 if name in ("mul", "add") else 1]:
+    after = dict(zip(variables, moved, strict=True))
+    before = dict(zip(variables, values, strict=True))
+    for v in variables[: 2 if name in ("mul", "add") else 1]:
         np.testing.assert_allclose(after[v][1:], before[v][1:], atol=1e-6)
         assert not np.allclose(after[v][:1], before[v][:1], atol=1e-3)
     # And the distance is that of the first row alone.
@@ -267,6 +268,7 @@ def test_conversions_to_integers_and_choices_by_variables_are_no_views():
 
 def test_stop_gradient_is_data():
     """What it returns is frozen at the forward value and gets no share of the consensus."""
+
     def problem(x):
         pjax.constrain(x + jax.lax.stop_gradient(3 * x), pjax.sets.Equal(1.0))
 
