@@ -30,6 +30,7 @@ __all__ = [
     "PrivateProduct",
     "Projection",
     "project_products",
+    "settling_step",
     "solve_multiplier",
     "squared_distance",
 ]
@@ -301,6 +302,12 @@ def project_products(
     value = sum((p.value for p in pairs), jnp.zeros((), jnp.result_type(target)))
     solution = solve_multiplier(kappas, plus, minus, target, compliance, value=value)
     moved = [p.moved(solution, i) for i, p in enumerate(pairs)]
+    goal = target - jnp.asarray(compliance, jnp.result_type(target)) * solution.lam
+    step = settling_step(
+        goal - sum(jnp.sum(x * w, -1) for x, w in moved),
+        sum(p.slope(*pair) for p, pair in zip(pairs, moved, strict=True)),
+    )
+    moved = [p.settled(*pair, step) for p, pair in zip(pairs, moved, strict=True)]
     distance = squared_distance(solution, kappas, plus, minus, compliance)
     return Projection(
         tuple(x for x, _ in moved), tuple(w for _, w in moved), solution.lam, distance
@@ -349,3 +356,24 @@ class PrivateProduct(NamedTuple):
             keep * self.x + side * joint + jnp.abs(step) / jnp.sqrt(wx),
             keep * self.w + jnp.sqrt(wx / ww) * joint + step / jnp.sqrt(ww),
         )
+
+    def slope(self, x: Array, w: Array) -> Array:
+        """How much a unit of multiplier changes ``<x, w>``."""
+        wx, ww = self.weights
+        return jnp.sum(w * w, -1) / wx + jnp.sum(x * x, -1) / ww
+
+    def settled(self, x: Array, w: Array, step: Array) -> tuple[Array, Array]:
+        """The projected operands, moved by a small multiplier along the normal of the graph."""
+        wx, ww = self.weights
+        step = step[..., None]
+        return x + w * step / wx, w + x * step / ww
+
+
+def settling_step(lapse: Array, slope: Array) -> Array:
+    """The multiplier that takes projected products to the graph, less rounding error.
+
+    An operand that all but vanishes is a difference of large numbers; times a large partner its
+    rounding error is no longer small. One Newton step on the equation removes it.
+    """
+    step = lapse / jnp.where(slope > 0, slope, 1)
+    return jnp.where((slope > 0) & jnp.isfinite(step), step, 0)

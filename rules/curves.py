@@ -341,7 +341,7 @@ def _local_minima(
     first, last = toward * start, toward * stop
     points = _merge(
         [first + (last - first) * t for t in _FRACTIONS],
-        [toward * preimage(z_stop + rise * t, start, stop, steps=8) for t in _FRACTIONS[::-1]],
+        [toward * preimage(z_stop + rise * t, start, stop, steps=12) for t in _FRACTIONS[::-1]],
     )
     end = toward * jnp.clip(stop + toward * (last - first) / 16, lower, upper)  # inverses err
     stationarity = partial(

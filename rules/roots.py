@@ -47,9 +47,7 @@ def bracketed_newton(
         2.0
     """
 
-    def step(_, state):
-        x, lower, upper = state
-        value, slope = fun(x)
+    def advance(x, value, slope, lower, upper):
         lower = jnp.where(value < 0, x, lower)
         upper = jnp.where(value > 0, x, upper)
         newton = x - value / slope
@@ -58,5 +56,12 @@ def bracketed_newton(
         x = jnp.where(value == 0, x, jnp.where(inside, newton, 0.5 * (lower + upper)))
         return x, lower, upper
 
+    # The value is part of the state, so that all that depends on its sign sees the same one: XLA
+    # would compute it afresh, and round it differently, for each of x, lower and upper.
+    def step(_, state):
+        x, lower, upper = advance(*state)
+        return x, *fun(x), lower, upper
+
     x, lower, upper = jnp.broadcast_arrays(jnp.clip(start, lower, upper), lower, upper)
-    return jax.lax.fori_loop(0, steps, step, (x, lower, upper))[0]
+    start = (x, jnp.zeros_like(x), jnp.ones_like(x), lower, upper)
+    return advance(*jax.lax.fori_loop(0, steps, step, start))[0]

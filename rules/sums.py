@@ -222,8 +222,9 @@ class SumRule(Rule):
             )
             multiplier = solution.lam
             distance = jnp.sum(bilinear.squared_distance(solution, kappas, plus, minus, compliance))
-            for i, product in enumerate(products):
-                for position, moment in product.moments(solution, i):
+            goal = target - compliance * multiplier
+            for product, moved in zip(products, _moved(products, solution, goal), strict=True):
+                for position, moment in product.moments(moved):
                     moments[position] = moment
         else:
             multiplier = target / compliance
@@ -386,45 +387,74 @@ class _Product:
             value = p / self.kappa
         self.plus, self.minus, self.value = (term.forward(a) for a in (plus, minus, value))
 
-    def moments(self, solution: bilinear.Multiplier, i: int) -> list[tuple[int, Moment]]:
-        """Of both operands, this being product ``i`` of the solution."""
-        back = bilinear.Multiplier(
+    def solution(self, solution: bilinear.Multiplier, i: int) -> bilinear.Multiplier:
+        """What a solution says of this product, product ``i`` of it, in the product's layout."""
+        return bilinear.Multiplier(
             self.term.backward(solution.lam),
             *((self.term.backward(factor[i]),) for factor in solution[1:]),
         )
-        moved = self._owned(back) if self.private is not None else self._shared(back)
-        signs = (self.term.sign, 1.0)
-        return [
-            (position, Moment(sign * moment.first, moment.mass))
-            for position, sign, moment in zip(self.term.operands, signs, moved, strict=True)
-        ]
 
-    def _owned(self, solution: bilinear.Multiplier) -> list[Moment]:
+    def moments(self, moved: Sequence[Array]) -> list[tuple[int, Moment]]:
+        """Of both operands, from the weighted sums of their projected copies."""
+        contraction, result = self.term.contraction, []
+        for side, (position, weight) in enumerate(
+            zip(self.term.operands, self.weights, strict=True)
+        ):
+            sign = self.term.sign if side == 0 else 1.0
+            mass = weight * contraction.readers(side)
+            result.append((position, Moment(sign * moved[side], mass)))
+        return result
+
+    def owned(self, copies: Sequence[Array]) -> list[Array]:
+        """Private copies, weighted and in the operands' layout."""
         contraction = self.term.contraction
-        assert self.private is not None
         shape = contraction.size_of(contraction.common)
         return [
-            Moment(weight * contraction.gathered(x.reshape(shape), side), weight)
-            for side, (x, weight) in enumerate(
-                zip(self.private.moved(solution, 0), self.weights, strict=True)
-            )
+            weight * contraction.gathered(x.reshape(shape), side)
+            for side, (x, weight) in enumerate(zip(copies, self.weights, strict=True))
         ]
 
-    def _shared(self, solution: bilinear.Multiplier) -> list[Moment]:
+    def shared(self, solution: bilinear.Multiplier) -> list[Array]:
+        """The weighted sums of all projected copies, without making them."""
         contraction = self.term.contraction
         grow, shrink, free, mix = (factor[0] for factor in solution[1:])
         # The free direction is the same for every row: a unit vector of equal entries.
         entry = 1 / math.sqrt(2 * max(1, math.prod(contraction.size_of(contraction.contracted))))
-        moments = []
+        sums = []
         for side, weight in enumerate(self.weights):
             moved = (
                 self.scaled[side] * contraction.spread(0.5 * (grow + shrink), side)
                 + contraction.pull(mix, self.scaled[1 - side], side)
                 + entry * contraction.spread(jnp.abs(free) if side == 0 else free, side)
             )
-            root = jnp.sqrt(jnp.asarray(weight, moved.dtype))
-            moments.append(Moment(root * moved, weight * contraction.readers(side)))
-        return moments
+            sums.append(jnp.sqrt(jnp.asarray(weight, moved.dtype)) * moved)
+        return sums
+
+
+def _moved(
+    products: Sequence[_Product], solution: bilinear.Multiplier, goal: Array
+) -> list[list[Array]]:
+    """The weighted sums of the projected copies of all products, which add up to ``goal``."""
+    own = [p.solution(solution, i) for i, p in enumerate(products)]
+    if any(p.private is None for p in products):
+        return [
+            p.shared(s) if p.private is None else p.owned(p.private.moved(s, 0))
+            for p, s in zip(products, own, strict=True)
+        ]
+    copies = [p.private.moved(s, 0) for p, s in zip(products, own, strict=True)]
+    values = [
+        p.term.forward(jnp.sum(x * w, -1)) for p, (x, w) in zip(products, copies, strict=True)
+    ]
+    slopes = [
+        p.term.forward(p.private.slope(*pair)) for p, pair in zip(products, copies, strict=True)
+    ]
+    step = bilinear.settling_step(
+        goal - functools.reduce(jnp.add, values), functools.reduce(jnp.add, slopes)
+    )
+    return [
+        p.owned(p.private.settled(*pair, p.term.backward(step)))
+        for p, pair in zip(products, copies, strict=True)
+    ]
 
 
 def _significant(square: Array, size: Array) -> Array:
