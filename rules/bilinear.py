@@ -302,11 +302,11 @@ def project_products(
     value = sum((p.value for p in pairs), jnp.zeros((), jnp.result_type(target)))
     solution = solve_multiplier(kappas, plus, minus, target, compliance, value=value)
     moved = [p.moved(solution, i) for i, p in enumerate(pairs)]
-    goal = target - jnp.asarray(compliance, jnp.result_type(target)) * solution.lam
-    step = settling_step(
-        goal - sum(jnp.sum(x * w, -1) for x, w in moved),
-        sum(p.slope(*pair) for p, pair in zip(pairs, moved, strict=True)),
-    )
+    compliance = jnp.asarray(compliance, jnp.result_type(target))
+    lapse, slope = target - compliance * solution.lam, jnp.zeros_like(compliance)
+    for p, (x, w) in zip(pairs, moved, strict=True):
+        lapse, slope = lapse - jnp.sum(x * w, -1), slope + p.slope(x, w)
+    step = settling_step(lapse, slope, compliance)
     moved = [p.settled(*pair, step) for p, pair in zip(pairs, moved, strict=True)]
     distance = squared_distance(solution, kappas, plus, minus, compliance)
     return Projection(
@@ -369,11 +369,11 @@ class PrivateProduct(NamedTuple):
         return x + w * step / wx, w + x * step / ww
 
 
-def settling_step(lapse: Array, slope: Array) -> Array:
-    """The multiplier that takes projected products to the graph, less rounding error.
+def settling_step(lapse: Array, slope: Array, compliance: ArrayLike) -> Array:
+    """The multiplier that takes projected products to where ``lapse`` vanishes, in the metric.
 
     An operand that all but vanishes is a difference of large numbers; times a large partner its
-    rounding error is no longer small. One Newton step on the equation removes it.
+    rounding error is no longer small. One Newton step on the distance along the normal removes it.
     """
-    step = lapse / jnp.where(slope > 0, slope, 1)
-    return jnp.where((slope > 0) & jnp.isfinite(step), step, 0)
+    step = lapse / (jnp.asarray(compliance, lapse.dtype) + slope)
+    return jnp.where(jnp.isfinite(step), step, 0)

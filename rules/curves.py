@@ -129,16 +129,20 @@ def nearest_square(
         >>> print(nearest_square(jnp.array([-2.0, 0.0]), jnp.array([4.0, 1.5]), 1.0, 1.0))
         [-2.  1.]
     """
-    ratio = jnp.maximum(2 * wz / wx, 1e-30)
-    linear, constant = 1 / ratio - z0, jnp.abs(x0) / ratio
-    # In units of `scale` the cubic is y³ + p y − q with max(|p|, q) = 1, and 0 ≤ y ≤ 1.3248.
-    scale = jnp.maximum(jnp.sqrt(jnp.abs(linear)), jnp.cbrt(constant))
-    scale = jnp.maximum(scale, jnp.finfo(scale.dtype).tiny)
-    p, q = linear / scale / scale, constant / scale / scale / scale
-    y = jnp.minimum(1.3248, jnp.where(p > 0, q / p, inf))
-    for _ in range(5):  # convex and rising beyond the root: Newton descends to it
+    ratio, size = jnp.clip(2 * wz / wx, 1e-18, 1e18), jnp.abs(x0)
+    linear = 1 / ratio - z0
+    # In units of `scale` the cubic is y³ + p y − q with max(|p|, q) = 1, and 0 ≤ y ≤ 1.325.
+    cube_root = jnp.exp((jnp.log(size) - jnp.log(ratio)) / 3)
+    scale = jnp.maximum(jnp.sqrt(jnp.abs(linear)), jnp.maximum(cube_root, 1e-18))
+    p, q = linear / scale / scale, size / scale / (ratio * scale) / scale
+    y = jnp.minimum(1.33, jnp.where(p > 0, q / jnp.maximum(p, 1e-18), inf))
+    for _ in range(4):  # convex and rising beyond the root: Newton descends to it
         y = (2 * y**3 + q) / (3 * y**2 + p)
-    return jnp.where(x0 < 0, -scale * y, scale * y)
+    x = scale * y
+    # The last step on the stationarity condition itself, which near the graph does not cancel.
+    last = x - (x - size + ratio * (x * x - z0) * x) / (1 + ratio * (3 * x * x - z0))
+    x = jnp.where(jnp.abs(last - x) <= 0.1 * x, last, x)
+    return jnp.where(x0 < 0, -x, x)
 
 
 @dataclass(frozen=True)

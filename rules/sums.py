@@ -222,8 +222,8 @@ class SumRule(Rule):
             )
             multiplier = solution.lam
             distance = jnp.sum(bilinear.squared_distance(solution, kappas, plus, minus, compliance))
-            goal = target - compliance * multiplier
-            for product, moved in zip(products, _moved(products, solution, goal), strict=True):
+            sums = _moved(products, solution, target, compliance)
+            for product, moved in zip(products, sums, strict=True):
                 for position, moment in product.moments(moved):
                     moments[position] = moment
         else:
@@ -432,28 +432,24 @@ class _Product:
 
 
 def _moved(
-    products: Sequence[_Product], solution: bilinear.Multiplier, goal: Array
+    products: Sequence[_Product], solution: bilinear.Multiplier, target: Array, compliance: Any
 ) -> list[list[Array]]:
-    """The weighted sums of the projected copies of all products, which add up to ``goal``."""
-    own = [p.solution(solution, i) for i, p in enumerate(products)]
-    if any(p.private is None for p in products):
+    """The weighted sums of the projected copies of all products."""
+    own = [(p, p.solution(solution, i)) for i, p in enumerate(products)]
+    private = [p.private for p in products if p.private is not None]
+    if len(private) < len(products):
         return [
-            p.shared(s) if p.private is None else p.owned(p.private.moved(s, 0))
-            for p, s in zip(products, own, strict=True)
+            p.shared(s) if p.private is None else p.owned(p.private.moved(s, 0)) for p, s in own
         ]
-    copies = [p.private.moved(s, 0) for p, s in zip(products, own, strict=True)]
-    values = [
-        p.term.forward(jnp.sum(x * w, -1)) for p, (x, w) in zip(products, copies, strict=True)
-    ]
-    slopes = [
-        p.term.forward(p.private.slope(*pair)) for p, pair in zip(products, copies, strict=True)
-    ]
-    step = bilinear.settling_step(
-        goal - functools.reduce(jnp.add, values), functools.reduce(jnp.add, slopes)
-    )
+    copies = [private[i].moved(s, 0) for i, (_, s) in enumerate(own)]
+    lapse, slope = target - compliance * solution.lam, jnp.zeros_like(target)
+    for p, inner, (x, w) in zip(products, private, copies, strict=True):
+        lapse = lapse - p.term.forward(jnp.sum(x * w, -1))
+        slope = slope + p.term.forward(inner.slope(x, w))
+    step = bilinear.settling_step(lapse, slope, compliance)
     return [
-        p.owned(p.private.settled(*pair, p.term.backward(step)))
-        for p, pair in zip(products, copies, strict=True)
+        p.owned(inner.settled(x, w, p.term.backward(step)))
+        for p, inner, (x, w) in zip(products, private, copies, strict=True)
     ]
 
 
