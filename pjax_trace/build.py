@@ -5,6 +5,7 @@ output constraint, or part of what the function makes of its losses. What has no
 collected, and reported all at once.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -44,8 +45,7 @@ def build_graph(program: Program) -> ConsensusGraph:
         tuple(builder.views.get(value) for value in program.outputs),
     )
     graph = absorb_producers(graph)
-    count = max((v.index for v in builder.views), default=0) + 1
-    fresh = iter(range(count + 10**6, count + 10**9))
+    fresh = itertools.count(1 + max((v.index for v in builder.views), default=0))
 
     def identity_of(variable: Variable, name: str) -> Constraint:
         value = Value(next(fresh), variable.shape, variable.dtype, True)
@@ -56,7 +56,7 @@ def build_graph(program: Program) -> ConsensusGraph:
             rule,
             params,
             (View((variable,), (), variable.value),),
-            Variable(name, value, False),
+            Variable(name, value, False, variable),
             producer.source if producer is not None else "parameter " + variable.name,
         )
 
@@ -141,7 +141,8 @@ class _Builder:
         rule = rule_for(equation.primitive)
         if allowed and rule is not None:
             flags = [v in self.after for v in equation.inputs]
-            view = rule.is_view(equation.params, flags) and (all(flags) or not rule.offset)
+            shifted = rule.offset and not all(flags) and any(np.any(f) for f in self.data(equation))
+            view = rule.is_view(equation.params, flags) and not shifted
             total = len(equation.inputs) == sum(flags) and rule.family == "sum"
             allowed = rule.supports(equation.params, flags) and (
                 view or (total and self.adds(equation))
@@ -170,14 +171,16 @@ class _Builder:
         """Whether a loss is surely scaled by something that is not positive."""
         if equation.primitive is jax.lax.neg_p:
             return True
-        factors = [self.program.constants.get(v) for v in equation.inputs if v not in self.after]
-        return any(
-            f is not None
-            and _compat.is_known(f)
-            and np.issubdtype(np.asarray(f).dtype, np.floating)
-            and not np.all(np.asarray(f) > 0)
-            for f in factors
-        )
+        rule = rule_for(equation.primitive)
+        if rule is None or not rule.scales:
+            return False
+        # Zeros among others mask rows; a zero alone would make the loss nothing.
+        return any(not (np.all(f >= 0) and np.any(f > 0)) for f in self.data(equation))
+
+    def data(self, equation: Equation) -> list[np.ndarray]:
+        """The operands that are no losses, 1 where they are not known yet."""
+        values = [v for v in equation.inputs if v not in self.after]
+        return [np.asarray(self.program.known.get(v, 1)) for v in values]
 
     def constrain(
         self,
@@ -243,7 +246,11 @@ class _Builder:
             self.views[out] = View(bases, ordered, out)
 
     def miss(self, equation: Equation, variable: Sequence[bool], *, known: bool) -> None:
-        reason = "no rule for these operands as variables" if known else "no rule"
+        reason = "no rule for these operands or parameters" if known else "no rule"
+        if _compat.loop_kind(equation.primitive):
+            reason = (
+                "control flow over variables has no rule; unroll it, or let data decide outside"
+            )
         self.missing.append((equation, f"{reason}, reached from {self.path(equation, variable)}"))
         self.forget(equation)
 
@@ -272,7 +279,7 @@ class _Builder:
     def finish(self) -> None:
         """Report everything that is wrong, at once."""
         if self.missing:
-            raise MissingRuleError(_missing_message(self.missing, self.problems))
+            raise MissingRuleError("\n".join([*self.problems, _missing_message(self.missing)]))
         if self.problems:
             raise TraceError("\n".join(self.problems))
 
@@ -289,7 +296,7 @@ def _live(program: Program) -> set[Equation]:
     return live
 
 
-def _missing_message(missing: Iterable[tuple[Equation, str]], problems: Sequence[str]) -> str:
+def _missing_message(missing: Iterable[tuple[Equation, str]]) -> str:
     lines = ["these primitives cannot be projected onto:"]
     for equation, reason in missing:
         scope = f" in {equation.scope}" if equation.scope else ""
@@ -299,4 +306,4 @@ def _missing_message(missing: Iterable[tuple[Equation, str]], problems: Sequence
         "projection with pjax_trace.custom_projection, or keep it away from variables with "
         "jax.lax.stop_gradient."
     )
-    return "\n".join([*lines, *problems])
+    return "\n".join(lines)

@@ -104,7 +104,7 @@ def constrain(x: Float[Array, "..."], set: Set) -> Float[Array, "..."]:  # noqa:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise InputError(f"constrain: the array must be floating point, not {x.dtype}")
     try:
-        set.fits(x.shape)
+        set.fits(x.shape, x.dtype)
     except ValueError as error:
         raise InputError(f"constrain: {type(set).__name__} does not fit: {error}") from error
     dynamic, static = eqx.partition(set, eqx.is_array_like)

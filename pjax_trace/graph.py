@@ -26,11 +26,15 @@ __all__ = ["ConsensusGraph", "Constraint", "Objective", "Variable", "View", "col
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Variable:
-    """An array that the solver may move: a parameter, or the output of a constraint."""
+    """An array that the solver may move: a parameter, or the output of a constraint.
+
+    ``repeats`` is what the output of an inserted identity is the same as.
+    """
 
     name: str
     value: Value
     parameter: bool
+    repeats: "Variable | None" = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,6 +84,11 @@ class View:
         # The derivative of an affine map drops its offset, which a plain transpose would not.
         _, transpose = jax.vjp(functools.partial(self, data), *zeros)
         return transpose(moment)
+
+    @property
+    def dtype(self) -> Any:
+        """Of the operand."""
+        return self.out.dtype
 
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:

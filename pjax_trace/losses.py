@@ -28,15 +28,15 @@ __all__ = ["cross_entropy", "margin", "squared_error"]
 class LossRule(Rule):
     """The proximal step of a loss that is a mean over rows.
 
-    The operands are scores, targets and λ; a solver adds the loss's scale.
+    The operands are scores, targets, λ and further arguments; a solver adds the loss's scale.
 
     Args:
-        value: ``value(scores, targets) -> one loss per row``.
-        prox: ``prox(scores, targets, λ per row) -> scores``.
+        value: ``value(scores, targets, *further) -> one loss per row``.
+        prox: ``prox(scores, targets, *further, λ per row) -> scores``.
     """
 
-    value: Callable[[Array, Array], Array]
-    prox: Callable[[Array, Array, Array], Array]
+    value: Callable[..., Array]
+    prox: Callable[..., Array]
 
     family = "loss"
 
@@ -46,18 +46,20 @@ class LossRule(Rule):
 
     def apply(self, params: dict[str, Any], *operands: Array) -> Array:
         """The mean over rows."""
-        scores, targets = operands[:2]
-        return jnp.mean(self.value(scores, targets))
+        scores, targets, _, *further = operands
+        return jnp.mean(self.value(scores, targets, *further))
 
     def project(
         self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
     ) -> Projection:
         """The proximal step; the distance is that of the step."""
-        scores, targets, lam, scale = operands
+        scores, targets, lam, *further, scale = operands
         weight = weights.operands[0]
         step = jnp.broadcast_to(lam * scale / weight, scores.shape[:-1])
-        # A scale that is not positive is a mistake that must not pass for a step.
-        moved = self.prox(scores, targets, jnp.where(step > 0, step, jnp.nan))
+        # A row of weight 0 is masked; a negative weight is a mistake that must not pass for a step.
+        moved = self.prox(scores, targets, *further, jnp.where(step > 0, step, 1))
+        moved = jnp.where(step[..., None] > 0, moved, scores)
+        moved = jnp.where(step[..., None] >= 0, moved, jnp.nan)
         moment = Moment(weight * moved, weight)
         none = (None,) * (len(operands) - 1)
         return Projection((moment, *none), None, squared_distance(weight, moved, scores))
@@ -72,12 +74,7 @@ class LossRule(Rule):
 _CROSS_ENTROPY = LossRule(prox.cross_entropy, prox.prox_cross_entropy)
 _SQUARED_ERROR = LossRule(prox.squared_error, prox.prox_squared_error)
 
-
-def _margin_rule(width: float) -> LossRule:
-    return LossRule(
-        lambda scores, targets: prox.margin(scores, targets, width),
-        lambda scores, targets, lam: prox.prox_margin(scores, targets, width, lam),
-    )
+_MARGIN = LossRule(prox.margin, prox.prox_margin)
 
 
 def cross_entropy(
@@ -116,7 +113,7 @@ def margin(
     scores: Float[Array, "*rows classes"],
     labels: Integer[ArrayLike, "*rows"] | Float[ArrayLike, "*rows classes"],
     *,
-    margin: float = 1.0,
+    margin: ArrayLike = 1.0,
     lam: ArrayLike = jnp.inf,
 ) -> Float[Array, ""]:
     """The mean multiclass hinge ``max(0, margin + max_{j≠y} x_j − x_y)`` of Crammer and Singer.
@@ -143,18 +140,13 @@ def margin(
         >>> float(pjax.losses.margin(jnp.array([[0.0, 3.0], [0.0, 3.0]]), jnp.array([1, 0])))
         2.0
     """
-    if not 0 <= margin < float("inf"):
-        raise InputError(f"losses.margin: margin must be finite and at least 0, not {margin!r}")
     values, targets, strength = _arguments("margin", scores, labels, lam)
-    return call(loss_p, _margin_rules(float(margin)), values, targets, strength, name="margin")
-
-
-_MARGINS: dict[float, LossRule] = {}
-
-
-def _margin_rules(width: float) -> LossRule:
-    """One rule per width, so that equal functions trace to equal programs."""
-    return _MARGINS.setdefault(width, _margin_rule(width))
+    width = jnp.asarray(margin, values.dtype)
+    if width.shape not in ((), values.shape[:-1]):
+        raise InputError(f"losses.margin: margin must be one number or one per row: {width.shape}")
+    if _compat.is_known(width) and not np.all((np.asarray(width) >= 0) & np.isfinite(width)):
+        raise InputError(f"losses.margin: margin must be finite and at least 0, not {margin!r}")
+    return call(loss_p, _MARGIN, values, targets, strength, width, name="margin")
 
 
 def squared_error(
@@ -206,6 +198,8 @@ def _arguments(name: str, scores: Any, labels: Any, lam: Any) -> tuple[Array, Ar
     if not scores.ndim:
         raise InputError(f"losses.{name}: scores need an axis of classes, but are a scalar")
     classes = scores.shape[-1]
+    if labels.shape == scores.shape and not jnp.issubdtype(labels.dtype, jnp.inexact):
+        labels = labels.astype(scores.dtype)  # one-hot rows
     if jnp.issubdtype(labels.dtype, jnp.integer):
         if labels.shape != scores.shape[:-1]:
             raise InputError(

@@ -91,7 +91,7 @@ class Problem:
 
     def pull(self, view: View, moment: Array) -> tuple[Array, ...]:
         """Back through a view to its bases."""
-        return (moment,) if view.identity else view.pull(self.data, moment)
+        return (moment,) if view.identity else view.pull(self.data, moment.astype(view.dtype))
 
     def look(self, view: View, values: Mapping[Variable, Array]) -> Array:
         """Forward through a view."""
@@ -128,7 +128,7 @@ class Problem:
                 totals[base] = totals[base] + total if base in totals else total
         means = {}
         for variable, total in totals.items():
-            mean = total / self.masses[variable]
+            mean = (total / self.masses[variable]).astype(variable.dtype)
             unread = self._unread[variable]
             means[variable] = (
                 mean if unread is None else jnp.where(unread, fallback[variable], mean)
@@ -157,11 +157,6 @@ class Space(abc.ABC):
         )
         self.cycle = (*((c,) for c in reversed(graph.constraints)), graph.parameters)
 
-    @property
-    def order(self) -> dict[Constraint, int]:
-        """The position of every constraint in a vector of distances."""
-        return {c: i for i, c in enumerate(self.problem.graph.constraints)}
-
     @abc.abstractmethod
     def expand(self, values: Values) -> Any:
         """The point in which all copies agree with these values."""
@@ -173,6 +168,12 @@ class Space(abc.ABC):
     @abc.abstractmethod
     def project(self, point: Any, group: Sequence[Any]) -> tuple[Any, Array]:
         """The nearest point that satisfies a group, and the squared distance per constraint."""
+
+    def inner(self, x: Values, y: Values) -> Array:
+        """The inner product of consensus values in the metric."""
+        masses = self.problem.masses
+        terms = zip(self.problem.graph.variables, x, y, strict=True)
+        return functools.reduce(jnp.add, (jnp.sum(masses[v] * a * b) for v, a, b in terms))
 
     def _distances(self, distances: Mapping[Constraint, Array]) -> Array:
         constraints = self.problem.graph.constraints
@@ -204,7 +205,7 @@ class CopyFree(Space):
             result = problem.project(c, problem.operands(c, values), problem.target(c, values))
             distances[c] = result.distance
             if c.out is not None:
-                moved[c.out] = result.out
+                moved[c.out] = result.out.astype(c.out.dtype)
             for position, _ in c.reads:
                 moment = result.moments[position]
                 moments[c, position] = problem.centred(c, position, moment)
@@ -276,11 +277,11 @@ class Copies(Space):
             result = problem.project(c, operands, target)
             distances[c] = result.distance
             if c.out is not None:
-                values[c.out] = result.out
-            for i, _ in c.reads:
+                values[c.out] = result.out.astype(c.out.dtype)
+            for i, view in c.reads:
                 moment = result.moments[i]
                 assert moment is not None
-                moved[c, i] = moment.first / moment.mass
+                moved[c, i] = (moment.first / moment.mass).astype(view.dtype)
         for c, i in outgoing:
             view = c.operands[i]
             assert isinstance(view, View)

@@ -66,7 +66,8 @@ class Metric(eqx.Module):
                     f"Metric: the path {path!r} matches no variable; there are: {names}"
                 )
             weights.update((variable, float(weight)) for variable in matches)
-        return weights
+        # An identity that the compiler inserted is the same variable to the user.
+        return {v: weights[v.repeats] if v.repeats else w for v, w in weights.items()}
 
     def __hash__(self) -> int:
         return hash((self.parameters, self.hidden, self.outputs, tuple(self.paths.items())))

@@ -55,6 +55,8 @@ def project_point(
         >>> x.tolist(), z.tolist()
         ([2.0, -2.0], [2.0, 2.0])
     """
+    if not callable(fn):
+        raise InputError(f"project_point takes a function, not {fn!r}")
     if not isinstance(operands, tuple):
         raise InputError(
             f"project_point: operands must be a tuple of arrays, not {type(operands).__name__}"
@@ -75,15 +77,16 @@ class Point:
     """
 
     def __init__(self, fn: Callable[..., Array], operands: Sequence[Array], shape: tuple[int, ...]):
-        returned = jax.eval_shape(fn, *operands)
-        if not hasattr(returned, "shape"):
-            raise InputError("project_point: the function must return one array")
-        if returned.shape != shape:
-            raise InputError(
-                f"project_point: the function returns shape {returned.shape}, but out has {shape}"
-            )
         names = [f"operands[{i}]" for i in range(len(operands))]
-        program = trace_program(lambda xs, _: [fn(*xs)], operands, [], names=names)
+        source = getattr(fn, "__name__", "the function")
+        program = trace_program(lambda xs, _: fn(*xs), operands, [], names=names, source=source)
+        returned = [value.shape for value in program.outputs]
+        if len(returned) != 1:
+            raise InputError("project_point: the function must return one array")
+        if returned[0] != shape:
+            raise InputError(
+                f"project_point: the function returns shape {returned[0]}, but out has {shape}"
+            )
         self.graph = build_graph(program)
         self.constraint, self.view = _only_constraint(self.graph)
 
@@ -133,11 +136,12 @@ class Point:
         c = self.constraint
         if all(rule.scales is False for rule in view.rules) and len(view.bases) == 1:
             return weight_of[view.bases[0]]
-        slope, offset = _affine(view, data)
-        linear = [jnp.full(b.shape, weight_of[b], b.dtype) for b in view.bases]
-        own = (view(data, *linear) - offset) / _nonzero(slope)
-        weight = jnp.where(slope == 0, _FIXED, own / jnp.square(_nonzero(slope)))
-        if c.rule.elementwise(c.params):
+        try:  # with what is known while tracing, so that weights are known under jit
+            with jax.ensure_compile_time_eval():
+                weight = _copy_weight(view, self.graph.program.known, weight_of)
+        except KeyError:
+            weight = _copy_weight(view, data, weight_of)
+        if c.rule.elementwise(c.params, c.variable):
             return weight
         known = _compat.is_known(weight)
         if known and weight.size and bool(jnp.all(weight == weight.reshape(-1)[0])):
@@ -158,12 +162,22 @@ def _affine(view: View, data: Any) -> tuple[Array, Array]:
     return view(data, *(jnp.ones(b.shape, b.dtype) for b in view.bases)) - offset, offset
 
 
+def _copy_weight(view: View, data: Any, weight_of: dict[Variable, Any]) -> Array:
+    slope, offset = _affine(view, data)
+    linear = [jnp.full(b.shape, weight_of[b], b.dtype) for b in view.bases]
+    own = (view(data, *linear) - offset) / _nonzero(slope)
+    return jnp.where(slope == 0, _FIXED, own / jnp.square(_nonzero(slope)))
+
+
 _FIXED = 1e30  # the weight of a copy that cannot move, because its slope is zero
 
 
 def _array(name: str, x: Any) -> Array:
     """A floating-point array; Python's numbers and integers are converted."""
-    array = jnp.asarray(x)
+    try:
+        array = jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"project_point: {name} must be an array, not {x!r}") from error
     if jnp.issubdtype(array.dtype, jnp.integer) and not hasattr(x, "dtype"):
         array = array.astype(jnp.result_type(float))
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -181,7 +195,7 @@ def _weights(
     hint = "weights must be (one positive scalar per operand, positive scalar or array for out)"
     try:
         first, second = weights
-        scalars = tuple(float(w) for w in first)
+        scalars = tuple(float(w) if _compat.is_known(w) else w for w in first)
         out = jnp.broadcast_to(jnp.asarray(second, target.dtype), target.shape)
     except (TypeError, ValueError) as error:
         raise InputError(f"project_point: {hint}: {error}") from error
@@ -189,7 +203,7 @@ def _weights(
         raise InputError(
             f"project_point: {hint}; there are {len(arrays)} operands, but {len(scalars)} weights"
         )
-    positive = all(0 < w < float("inf") for w in scalars)
+    positive = all(0 < w < float("inf") for w in scalars if _compat.is_known(w))
     if _compat.is_known(out):
         values = np.asarray(out)
         positive = positive and bool(np.all((values > 0) & np.isfinite(values)))

@@ -5,7 +5,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -106,7 +106,7 @@ class _Signature:
         """The arguments, from their arrays."""
         moving, fixed = iter(parameters), iter(data)
         leaves = [
-            next(moving) if p else next(fixed) if s is _ARRAY else s
+            next(moving) if p else next(fixed) if s is _ARRAY else s.leaf
             for p, s in zip(self.parameter, self.static, strict=True)
         ]
         return jax.tree.unflatten(self.structure, leaves)
@@ -118,6 +118,13 @@ class _Array:
 
 
 _ARRAY = _Array()
+
+
+class _Static(NamedTuple):
+    """An argument that is no array; True, 1 and 1.0 are equal, but not the same program."""
+
+    kind: type
+    leaf: Any
 
 
 class Projected:
@@ -142,10 +149,11 @@ class Projected:
         self._metric = metric
         self._copies = copies
         self._tol = tol
-        # The buffers of the state always, those of the parameters on request.
-        buffers = (1, 2) if donate else (2,)
         self._several = isinstance(argnums, tuple)
+        # An update gives away the buffers of the state, and those of the parameters on request.
+        buffers = (1, 2) if donate else (2,)
         self._jitted = jax.jit(self._run, static_argnums=0, donate_argnums=buffers)
+        self._jitted_once = jax.jit(self._run, static_argnums=0)
 
     def __repr__(self) -> str:
         name = getattr(self._fn, "__name__", repr(self._fn))
@@ -154,7 +162,8 @@ class Projected:
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Info]:
         """One update from scratch: the arguments of the function → new parameters and info."""
         parameters = self._parameters_of(args)
-        new, _, info = self._update(parameters, self.init(parameters), args, kwargs)
+        state = self.init(parameters)
+        new, _, info = self._update(self._jitted_once, parameters, state, args, kwargs)
         return new, info
 
     def init(self, params: PyTree) -> State:
@@ -167,7 +176,7 @@ class Projected:
         zero = functools.partial(jnp.zeros, (), jnp.int32)
         return State(zero(), zero(), _structure(params))
 
-    def update(self, params: PyTree, state: State, *args: Any, **kwargs: Any) -> tuple:
+    def update(self, params: PyTree, state: State, /, *args: Any, **kwargs: Any) -> tuple:
         """One update: ``params, state, info``.
 
         The state is donated: use the one that is returned.
@@ -187,7 +196,7 @@ class Projected:
             raise InputError(f"update: state must come from init, but is {type(state).__name__}")
         if _structure(params) != state.structure:
             raise InputError(_mismatch(params, state.structure))
-        return self._update(params, state, self._insert(params, args), kwargs)
+        return self._update(self._jitted, params, state, self._insert(params, args), kwargs)
 
     def trace(self, *args: Any, **kwargs: Any) -> ConsensusGraph:
         """The consensus graph of a call, without running it."""
@@ -233,13 +242,14 @@ class Projected:
             moving = own and _is_moving(leaf)
             flags.append(moving)
             if moving:
-                parameters.append(jnp.asarray(leaf))
+                parameters.append(leaf if _is_shape(leaf) else jnp.asarray(leaf))
                 static.append(_ARRAY)
-            elif eqx.is_array(leaf) or isinstance(leaf, (np.ndarray, np.generic)):
-                data.append(leaf)
+            elif _is_array(leaf) or (isinstance(leaf, float) and not inner):
+                # A number that is an argument by itself is data, as under jax.jit.
+                data.append(leaf if _is_array(leaf) else jnp.asarray(leaf))
                 static.append(_ARRAY)
             else:
-                static.append(leaf)
+                static.append(_Static(type(leaf), leaf))
         signature = _Signature(structure, tuple(static), tuple(flags), tuple(labels))
         try:
             hash(signature)
@@ -259,6 +269,7 @@ class Projected:
             parameters,
             data,
             names=(*signature.parameter_names, *signature.data_names),
+            source=getattr(self._fn, "__name__", "the function"),
             roots=OUTPUTS,
             objectives=(loss_p,),
         )
@@ -271,10 +282,12 @@ class Projected:
             )
         return graph
 
-    def _update(self, params: Any, state: State, args: tuple, kwargs: dict) -> tuple:
+    def _update(
+        self, jitted: Any, params: Any, state: State, args: tuple, kwargs: dict
+    ) -> tuple[Any, State, Info]:
         _check_parameters(params)
         signature, parameters, data = self._split(args, kwargs)
-        moved, new_state, info = self._jitted(signature, parameters, state, data)
+        moved, new_state, info = jitted(signature, parameters, state, data)
         places = dict(zip(self._numbers(), params, strict=True)) if self._several else {0: params}
         moving, fixed = eqx.partition(dict(sorted(places.items())), _is_moving)
         new = eqx.combine(jax.tree.unflatten(jax.tree.structure(moving), moved), fixed)
@@ -284,8 +297,9 @@ class Projected:
             culprit = info.suspects[int(info.culprit)]
             raise NonFiniteError(
                 f"NaN or infinity in {culprit}. The update was dropped; the last good parameters "
-                "are in this error's .params, the state in its .state. Check the data's scale, or "
-                "give the parameters more weight (metric)",
+                "are in this error's .params, the state in its .state. Check the data's scale, "
+                "that labels and sets are valid and λ positive, or give the parameters more weight "
+                "(metric)",
                 params=new,
                 state=new_state,
                 culprit=culprit,
@@ -306,7 +320,8 @@ class Projected:
         flags, suspects = run.suspects(history, squared, signature)
         finite = jnp.logical_not(jnp.any(flags))
         env = dict(zip(graph.variables, values, strict=True))
-        losses = [c.rule.apply(c.params, *run.problem.operands(c, env)) for c in outputs]
+        # The last operand of a loss is its scale.
+        losses = [c.rule.apply(c.params, *run.problem.operands(c, env)[:-1]) for c in outputs]
         taken = jnp.arange(history.shape[0], dtype=steps.dtype) < steps
         moved = jnp.sqrt(jnp.sum(history[:, np.array(hard, int)], 1))
         info = Info(
@@ -449,8 +464,9 @@ def project(
     constraints (losses, `constrain`) too, and the solver looks for one point in all of them.
 
     Args:
-        fn: computes losses of `pjax_trace.losses` or calls `constrain`; it may return losses,
-            scaled by positive numbers or averaged, and anything else beside them.
+        fn: computes losses of `pjax_trace.losses` or calls `constrain`. What it makes of losses
+            and returns is the objective: positive multiples, means and sums of them. It may
+            return anything else beside.
         argnums: which arguments to solve for; their floating-point arrays are the parameters.
         solver: the iteration; default ``AlternatingProjections(momentum=0.9)``.
         steps: how many iterations an update makes.
@@ -458,8 +474,8 @@ def project(
         copies: whether to keep an explicit copy of every operand for each scalar equation. Default:
             what the solver needs; alternating projections need none.
         tol: stop early once the gap is at most this. Costs a projection per step.
-        donate: give the buffers of the parameters to their successors, as ``jax.jit`` can. The old
-            parameters are then gone, but those that a failed update leaves are in its error.
+        donate: whether ``update`` gives the buffers of the parameters to their successors, too.
+            The old ones are then gone, but those that a failed update leaves are in its error.
 
     Returns:
         A `Projected`: call it as ``params, info = projected(params, *args)``, or keep state with
@@ -514,10 +530,16 @@ def project(
     return Projected(fn, argnums, solver, steps, metric, copies, tol, donate)
 
 
+def _is_shape(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _is_array(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or _is_shape(leaf) or isinstance(leaf, (np.ndarray, np.generic))
+
+
 def _is_moving(leaf: Any) -> bool:
-    return (eqx.is_array(leaf) or isinstance(leaf, (np.ndarray, np.generic))) and bool(
-        jnp.issubdtype(leaf.dtype, jnp.inexact)
-    )
+    return _is_array(leaf) and bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
 def _argument_names(fn: Callable[..., Any], count: int) -> list[str]:

@@ -6,6 +6,7 @@ copies, copy-free rows and blocks are served by one interface.
 """
 
 import importlib.metadata
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -155,7 +156,7 @@ class Rule:
         """
         raise NotImplementedError
 
-    def elementwise(self, params: dict[str, Any]) -> bool:
+    def elementwise(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
         """Whether the weight of an operand may vary by element, too."""
         return False
 
@@ -275,9 +276,11 @@ class CustomRule(Rule):
     """A user's projection of plain points, made into a rule.
 
     Args:
-        apply: ``apply(*operands, **params)``, the function itself.
-        project: ``project(operands, out, weights, **params) -> (operands, out)``, the nearest point
-            of the graph; ``weights`` is a `Weights`. Data operands are returned as they came.
+        apply: ``apply(*operands)``, the function itself.
+        project: ``project(operands, out, weights) -> (operands, out)``, the nearest point of the
+            graph; ``weights`` is a `Weights`. Data operands are returned as they came.
+
+    Both get those of the primitive's params that they take as keywords.
     """
 
     family = "custom"
@@ -288,13 +291,14 @@ class CustomRule(Rule):
 
     def apply(self, params: dict[str, Any], *operands: Array) -> Array:
         """The user's function."""
-        return self._apply(*operands, **params)
+        return self._apply(*operands, **_accepted(self._apply, params))
 
     def project(
         self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
     ) -> Projection:
         """The user's projection, with moments and distance made here."""
-        moved, moved_out = self._project(tuple(operands), out, weights, **params)
+        answer = self._project(tuple(operands), out, weights, **_accepted(self._project, params))
+        moved, moved_out = self._check(answer, operands, out)
         moments: list[Moment | None] = []
         distance = squared_distance(weights.out, moved_out, out)
         for x, start, weight in zip(moved, operands, weights.operands, strict=True):
@@ -305,11 +309,41 @@ class CustomRule(Rule):
                 distance = distance + squared_distance(weight, x, start)
         return Projection(tuple(moments), moved_out, distance)
 
+    def _check(self, answer: Any, operands: Sequence[Any], out: Any) -> tuple[Any, Any]:
+        """The answer, if it has the shape that it must have."""
+        name = getattr(self._project, "__name__", repr(self._project))
+        try:
+            moved, moved_out = answer
+            shapes = [jnp.shape(x) for x in (*moved, moved_out)]
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"projection {name} must return (operands, out), a tuple of arrays and an array"
+            ) from error
+        expected = [jnp.shape(x) for x in (*operands, out)]
+        if shapes != expected:
+            raise InputError(
+                f"projection {name} must return operands and out of the shapes that it was given, "
+                f"{expected}, not {shapes}"
+            )
+        return moved, moved_out
+
     def masses(
         self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
     ) -> tuple[Any, ...]:
         """One copy an operand: its weight."""
         return weights.operands
+
+
+def _accepted(function: Callable[..., Any], params: dict[str, Any]) -> dict[str, Any]:
+    """Those of a primitive's params that a function takes as keywords."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return params
+    names = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    return {name: value for name, value in params.items() if name in names}
 
 
 _RULES: dict[Any, Rule] = {}

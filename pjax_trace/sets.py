@@ -13,6 +13,8 @@ from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
+from pjax_trace.errors import InputError
+
 __all__ = ["Ball", "Box", "Equal", "NonNegative", "Set"]
 
 
@@ -37,15 +39,15 @@ class Set(eqx.Module):
         """Checks, without computing anything, that arrays of this shape can be projected.
 
         Raises:
-            ValueError: if `project` fails on such an array or answers with another shape.
+            InputError: if `project` fails on such an array or answers with another shape.
         """
         name = type(self).__name__
         try:
             out = jax.eval_shape(self.project, jax.ShapeDtypeStruct(shape, dtype))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} cannot apply to shape {shape}: {error}") from error
+            raise InputError(f"{name} cannot apply to shape {shape}: {error}") from error
         if getattr(out, "shape", None) != tuple(shape):
-            raise ValueError(f"{name}.project maps an array of shape {shape} to {out}")
+            raise InputError(f"{name}.project maps an array of shape {shape} to {out}")
 
 
 class Equal(Set):
@@ -55,7 +57,7 @@ class Equal(Set):
         value: broadcasts to the shape of x.
 
     Raises:
-        ValueError: if a value is NaN.
+        InputError: if a value is NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -82,7 +84,7 @@ class Box(Set):
         upper: broadcasts to the shape of x; ``inf`` is no bound.
 
     Raises:
-        ValueError: if a bound is NaN or a lower bound exceeds its upper bound.
+        InputError: if a bound is NaN or a lower bound exceeds its upper bound.
 
     Example:
         >>> import jax.numpy as jnp
@@ -97,13 +99,14 @@ class Box(Set):
     def __check_init__(self):
         _no_nan(self, lower=self.lower, upper=self.upper)
         if _concrete(self.lower, self.upper) and np.any(np.greater(self.lower, self.upper)):
-            raise ValueError(f"Box is empty: lower {self.lower} exceeds upper {self.upper}")
+            raise InputError(f"Box is empty: lower {self.lower} exceeds upper {self.upper}")
 
     def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """``min(max(x, lower), upper)``."""
         lower = _broadcast("lower", self.lower, x, x.shape)
         upper = _broadcast("upper", self.upper, x, x.shape)
-        return jnp.minimum(jnp.maximum(x, lower), upper)
+        # An empty box, where its bounds were not known before, must not pass for satisfied.
+        return jnp.where(lower <= upper, jnp.minimum(jnp.maximum(x, lower), upper), jnp.nan)
 
 
 class NonNegative(Set):
@@ -132,7 +135,7 @@ class Ball(Set):
             vector with a ball of its own.
 
     Raises:
-        ValueError: if the radius is negative, or the radius or the center is NaN.
+        InputError: if the radius is negative, or the radius or the center is NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -149,7 +152,7 @@ class Ball(Set):
     def __check_init__(self):
         _no_nan(self, radius=self.radius, center=self.center)
         if _concrete(self.radius) and np.any(np.less(self.radius, 0)):
-            raise ValueError(f"Ball has a negative radius: {self.radius}")
+            raise InputError(f"Ball has a negative radius: {self.radius}")
 
     def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """``center + (x - center) * min(1, radius / |x - center|)``."""
@@ -161,7 +164,8 @@ class Ball(Set):
         square = jnp.sum(jnp.square(d / largest), axis=self.axis, keepdims=True)
         norm = largest * jnp.sqrt(square)
         radius = _broadcast("radius", self.radius, x, norm.shape)
-        outside = norm > radius
+        radius = jnp.where(radius >= 0, radius, jnp.nan)  # known only now; must not pass for a ball
+        outside = ~(norm <= radius)
         return jnp.where(outside, center + d * (radius / jnp.where(outside, norm, 1)), x)
 
 
@@ -170,7 +174,7 @@ def _broadcast(name: str, leaf: ArrayLike, x: Array, shape: tuple[int, ...]) -> 
     try:
         return jnp.broadcast_to(leaf, shape)
     except ValueError as error:
-        raise ValueError(f"{name} of shape {leaf.shape} does not broadcast to {shape}") from error
+        raise InputError(f"{name} of shape {leaf.shape} does not broadcast to {shape}") from error
 
 
 def _concrete(*leaves: ArrayLike) -> bool:
@@ -185,4 +189,4 @@ def _concrete(*leaves: ArrayLike) -> bool:
 def _no_nan(owner: Set, **leaves: ArrayLike) -> None:
     for name, leaf in leaves.items():
         if _concrete(leaf) and np.any(np.isnan(leaf)):
-            raise ValueError(f"{type(owner).__name__} has NaN in its {name}")
+            raise InputError(f"{type(owner).__name__} has NaN in its {name}")

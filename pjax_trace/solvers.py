@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from equinox.internal import ω
 from jaxtyping import Array
 
@@ -74,11 +75,15 @@ class AlternatingProjections(Solver):
 
     The iteration is closed on one array per variable, its consensus state, and runs on that
     without copies unless told otherwise. Momentum is Nesterov's, on the consensus state ``s``:
-    ``y ← s⁺ + momentum (s⁺ − s)``.
+    ``y ← s⁺ + momentum (s⁺ − s)``, dropped for a step where ``⟨y − s⁺, s⁺ − s⟩ ≥ 0``.
 
     Args:
         relaxation: in (0, 2].
         momentum: in [0, 1).
+
+    References:
+        B. O'Donoghue, E. Candès, Adaptive restart for accelerated gradient schemes, FoCM 15 (2015),
+        section 3.2 (the restart).
     """
 
     relaxation: float = 1.0
@@ -102,7 +107,11 @@ class AlternatingProjections(Solver):
         new = _blend(state, space.collapse(point), self.relaxation)
         if not self.momentum:
             return (new, None), first + second
-        ahead = (new**ω + self.momentum * (new**ω - last**ω)).ω
+        # Restart where the step leads back: otherwise the state coasts through what it looks for.
+        velocity = (new**ω - last**ω).ω
+        back = space.inner((state**ω - new**ω).ω, velocity) >= 0
+        momentum = jnp.where(back, 0.0, self.momentum)
+        ahead = jax.tree.map(lambda x, v: x + momentum.astype(x.dtype) * v, new, velocity)
         return (ahead, new), first + second
 
     def values(self, space: Space, carry: Any) -> Any:

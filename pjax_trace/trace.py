@@ -97,6 +97,7 @@ class _Tracer:
         self.count = 0
         self.equations: list[Equation] = []
         self.constants: dict[Value, Any] = {}
+        self.views: dict[Any, list[Value]] = {}
 
     def value(self, aval: Any, variable: bool, name: str = "") -> Value:
         self.count += 1
@@ -148,8 +149,12 @@ class _Tracer:
                     source=line,
                     rewritten=new or rewritten,
                 )
+            elif (key := self.view_key(eqn, operands)) in self.views:
+                results = self.views[key]
             else:
                 results = [self.output(eqn, var, variable) for var in eqn.outvars]
+                if key is not None:
+                    self.views[key] = results
                 self.equations.append(
                     Equation(
                         len(self.equations),
@@ -163,6 +168,19 @@ class _Tracer:
                 )
             env.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
+
+    def view_key(self, eqn: Any, operands: Sequence[Value]) -> Any:
+        """What a view equation is equal by: ``x[0] * x[0]`` is a square too. None for others."""
+        rule = rule_for(eqn.primitive)
+        variable = tuple(v.variable for v in operands)
+        if rule is None or not any(variable) or not rule.is_view(eqn.params, variable):
+            return None
+        key = (eqn.primitive, tuple(operands), tuple(sorted(eqn.params.items(), key=str)))
+        try:
+            hash(key)
+        except TypeError:
+            return None
+        return key
 
     def body(self, eqn: Any, operands: Sequence[Value]) -> tuple[Any, Sequence[Any], bool] | None:
         """The jaxpr to walk in place of an equation: a call's own, or a rule's rewriting of it."""
@@ -190,6 +208,7 @@ def trace_program(
     data: Sequence[Any],
     *,
     names: Sequence[str],
+    source: str = "",
     roots: Collection[Any] = (),
     objectives: Collection[Any] = (),
 ) -> Program:
@@ -200,6 +219,7 @@ def trace_program(
         parameters: arrays, tracers or shapes of the variables.
         data: the same for the data.
         names: what to call the inputs, parameters first.
+        source: what to say of equations that are not on a line of the user's.
         roots: the primitives of output constraints. What none of them needs is dead code. Without
             roots, everything that the function returns is kept.
         objectives: those of the roots whose outputs are losses; what the function makes of a loss
@@ -211,13 +231,15 @@ def trace_program(
     try:
         closed = jax.make_jaxpr(function)(list(parameters), list(data))
     except (
+        jax.errors.TracerArrayConversionError,
         jax.errors.TracerBoolConversionError,
         jax.errors.TracerIntegerConversionError,
         jax.errors.ConcretizationTypeError,
     ) as error:
         raise TraceError(
-            "a Python loop or branch depends on the value of a traced array; use jnp.where, or "
-            "pass what decides it as a static (non-array) argument. JAX says: "
+            "a Python loop or branch, or a NumPy function, depends on the value of a traced array; "
+            "use jnp.where and jax.numpy, or pass what decides it as a static (non-array) argument. "
+            "JAX says: "
             + str(error).split("\n", maxsplit=1)[0]
         ) from error
     jaxpr = closed.jaxpr
@@ -226,7 +248,7 @@ def trace_program(
         tracer.value(var.aval, position < len(parameters), name)
         for position, (var, name) in enumerate(zip(jaxpr.invars, names, strict=True))
     ]
-    outputs = tracer.walk(jaxpr, closed.consts, inputs)
+    outputs = tracer.walk(jaxpr, closed.consts, inputs, source=source)
     return Program(
         tuple(inputs[: len(parameters)]),
         tuple(inputs[len(parameters) :]),

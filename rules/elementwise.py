@@ -42,7 +42,7 @@ class Elementwise(Rule):
         """One variable, the rest data."""
         return variable[0] and not any(variable[1:])
 
-    def elementwise(self, params: dict[str, Any]) -> bool:
+    def elementwise(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
         """Elements do not know of each other."""
         return True
 
@@ -100,11 +100,10 @@ class Maximum(Elementwise):
         return None
 
 
-class IntegerPower(Elementwise):
-    """integer_pow; the square, so far."""
+class IntegerPower(Rule):
+    """integer_pow, by rewriting it; the square, so far."""
 
-    def __init__(self) -> None:
-        super().__init__(lambda x, y: x, lambda x, z, wx, wz: x)
+    family = "elementwise"
 
     def rewrite(
         self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]

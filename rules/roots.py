@@ -63,5 +63,5 @@ def bracketed_newton(
         return x, *fun(x), lower, upper
 
     x, lower, upper = jnp.broadcast_arrays(jnp.clip(start, lower, upper), lower, upper)
-    start = (x, jnp.zeros_like(x), jnp.ones_like(x), lower, upper)
-    return advance(*jax.lax.fori_loop(0, steps, step, start))[0]
+    state = (x, jnp.zeros_like(x), jnp.ones_like(x), lower, upper)
+    return advance(*jax.lax.fori_loop(0, steps, step, state))[0]

@@ -75,8 +75,12 @@ class Contraction:
     @property
     def private(self) -> bool:
         """Whether no operand element is read by two equations."""
-        sides = (self.lhs,) if self.rhs is None else (self.lhs, self.rhs)
-        return all(set(side) == set(self.common) for side in sides)
+        return all(self.owns(side) for side in range(1 if self.rhs is None else 2))
+
+    def owns(self, side: int) -> bool:
+        """Whether every equation has its own elements of an operand."""
+        labels = self.labels(side)
+        return all(self.sizes[label] == 1 for label in self.common if label not in labels)
 
     def apply(self, x: Array, w: Array | None = None) -> Array:
         """The output."""
@@ -140,7 +144,10 @@ class Contraction:
 
     def gathered(self, x: Array, side: int) -> Array:
         """A private operand from the common labels back to its own."""
-        return _align(x, self.common, self.labels(side))
+        labels = self.labels(side)
+        kept = tuple(label for label in self.common if label in labels)
+        lost = tuple(i for i, label in enumerate(self.common) if label not in labels)  # of size 1
+        return _align(jnp.sum(x, lost), kept, labels)
 
     def _kept(self, labels: Labels) -> Labels:
         return tuple(label for label in labels if label in self.out)
@@ -233,11 +240,9 @@ class SumRule(Rule):
             moments[part.position] = part.moment(multiplier)
         return Projection(tuple(moments), out - multiplier / weights.out, distance)
 
-    def elementwise(self, params: dict[str, Any]) -> bool:
-        """Where every equation is linear and reads one element of each operand."""
-        plain = (t for t in params["terms"] if len(t.operands) == 1)
-        alone = [t.contraction.private and not t.contraction.contracted for t in plain]
-        return len(alone) == len(params["terms"]) and all(alone)
+    def elementwise(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
+        """Where every equation is linear."""
+        return all(sum(variable[i] for i in t.operands) == 1 for t in params["terms"])
 
     def masses(
         self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
@@ -264,14 +269,11 @@ class SumRule(Rule):
             contraction = term.contraction
             labels = [contraction.labels(side) for side in range(len(term.operands))]
             for side, position in enumerate(term.operands):
-                if variable[position] and set(labels[side]) != set(contraction.common):
+                if variable[position] and not contraction.owns(side):
                     views[position] = _copier(contraction, side)
                     labels[side] = contraction.common
             sides = (labels[0], labels[1] if len(labels) == 2 else None)
             private = dataclasses.replace(contraction, lhs=sides[0], rhs=sides[1])
-            if private.contracted != contraction.contracted:  # keep the order of the common labels
-                out = contraction.out + contraction.contracted
-                assert set(private.common) == set(out)
             terms.append(dataclasses.replace(term, contraction=private))
         return Expansion(self, {**params, "terms": tuple(terms)}, tuple(views))
 
@@ -349,8 +351,18 @@ class _Linear:
         if len(term.operands) == 2:
             self.coefficient = operands[term.operands[1 - self.side]]
         self.value = term.apply(operands)
-        norms = term.contraction.norms(self.coefficient, 1 - self.side)
-        self.compliance = term.forward(norms) / self.weight
+        self.compliance = term.forward(self._norms())
+
+    def _norms(self) -> Any:
+        """``Σ a²/ω`` of every row."""
+        contraction, square = self.term.contraction, self.coefficient
+        if not jnp.ndim(self.weight):
+            return contraction.norms(square, 1 - self.side) / self.weight
+        inverse = 1 / jnp.broadcast_to(self.weight, self.operand.shape)
+        if square is None:
+            return contraction.apply(inverse)
+        sides = (inverse, jnp.square(square))
+        return contraction.apply(*(sides if self.side == 0 else reversed(sides)))
 
     def moment(self, multiplier: Array) -> Moment:
         """Of the operand, moved by ``a λ/ω`` in every row."""
@@ -455,7 +467,7 @@ def _moved(
 
 def _significant(square: Array, size: Array) -> Array:
     """``|X ± W|²`` from its expansion; less than the expansion's rounding error counts as zero."""
-    return jnp.where(square < 1e-6 * size, 0, square)
+    return jnp.where(square < 8 * jnp.finfo(square.dtype).eps * size, 0, square)
 
 
 SUM = SumRule()

@@ -1,0 +1,326 @@
+"""The nearest points of curves against brute force in float64 NumPy.
+
+The excess of a point is (D − D*) / (D* + 1e4·floor), so that an excess of 1e-4 is a relative error of
+1e-4 of the squared distance D* of the oracle, or `floor`, whichever is greater. The floor is the
+squared distance that rounding by two units in the last place makes at the nearest point x*:
+wx (δ x)² + wz (δ (|z| + |f'(x*) x|))², δ = 2⁻²², x the larger of |x0| and |x*|, z likewise.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pjax_trace.rules import curves
+from pjax_trace.rules.curves import (
+    EXP,
+    LOG,
+    LOGISTIC,
+    TANH,
+    Curve,
+    nearest_abs,
+    nearest_on_curve,
+    nearest_relu,
+    nearest_square,
+)
+
+TINY = float(np.finfo(np.float32).tiny)
+HALF = np.pi / 2
+
+
+def sigmoid(x):
+    return np.exp(-np.logaddexp(0, -x))
+
+
+def points(f, count, seed, decades, weight_decades=4, domain=(-np.inf, np.inf)):
+    """Random and degenerate points x0, z0 and weights wx, wz in float32."""
+    rng = np.random.default_rng(seed)
+
+    def wide(size):
+        return rng.choice([-1, 1], size) * 10 ** rng.uniform(*decades, size)
+
+    x0 = np.where(rng.random(count) < 0.5, wide(count), rng.normal(0, 3, count))
+    with np.errstate(all="ignore"):
+        z = f(np.where(rng.random(count) < 0.5, x0, rng.normal(0, 3, count)))
+    z = np.where(np.isfinite(z) & (np.abs(z) < 10 ** decades[1]), z, 0.5)
+    z0 = np.choose(
+        rng.integers(0, 5, count),
+        [
+            wide(count),
+            rng.uniform(-1.5, 1.5, count),
+            z,
+            z + 1e-2 * wide(count),
+            z * (1 + 10 ** rng.uniform(-6, 0, count)),
+        ],
+    )
+    edge = 10 ** decades[1]
+    kind = rng.integers(0, 60, count)
+    for k, x in enumerate([0, edge, -edge, 1, -1]):
+        x0 = np.where(kind == k, x, x0)
+    for k, z in enumerate([0, 1, -1, edge, -edge, x0, -x0], start=5):
+        z0 = np.where(kind == k, z, z0)
+    wx, wz = 10 ** rng.uniform(-weight_decades, weight_decades, (2, count))
+    equal = rng.random(count) < 0.3
+    wx, wz = np.where(equal, 1, wx), np.where(equal, 1, wz)
+    return [a.astype(np.float32) for a in (x0, z0, wx, wz)]
+
+
+def brute_force(f, x0, z0, wx, wz, lower=-1e30, upper=1e30):
+    """The nearest x: the best of a thousand, then golden section around the best three."""
+    marks = np.concatenate([[0], np.logspace(-10, 5, 250), np.logspace(-38, -10, 60)])
+    marks = np.concatenate([-marks, marks])
+    steps = np.concatenate([np.linspace(0, 1, 120), np.logspace(-12, 0, 120)])
+    steps = np.concatenate([-steps, steps])
+    x0, z0, ratio = x0[:, None], z0[:, None], (wz / wx)[:, None]
+
+    def distance(x):
+        d = (x - x0) ** 2 + ratio * (f(x) - z0) ** 2
+        return np.where(np.isnan(d), np.inf, d)
+
+    with np.errstate(all="ignore"):
+        anchors = np.concatenate([x0, 0 * x0, 0 * x0 + 1], axis=1)
+        reach = np.sqrt(distance(np.clip(anchors, lower, upper)).min(axis=1, keepdims=True))
+        x = np.concatenate([x0 + reach * steps, np.broadcast_to(marks, (len(x0), len(marks)))], 1)
+        x = np.sort(np.clip(x, lower, upper), axis=1)
+        d = distance(x)
+        d_before, d_after = np.roll(d, 1, axis=1), np.roll(d, -1, axis=1)
+        d_before[:, 0] = d_after[:, -1] = np.inf
+        minima = np.where((d <= d_before) & (d <= d_after), d, np.inf)
+        found = []
+        for i in np.argpartition(minima, 3, axis=1)[:, :3].T[:, :, None]:
+            low = np.take_along_axis(x, np.maximum(i - 3, 0), 1)
+            high = np.take_along_axis(x, np.minimum(i + 3, x.shape[1] - 1), 1)
+            found.append(np.take_along_axis(x, i, 1))
+            for _ in range(60):
+                a, b = low + 0.381966 * (high - low), low + 0.618034 * (high - low)
+                left = distance(a) < distance(b)
+                low, high = np.where(left, low, a), np.where(left, b, high)
+            found.append(0.5 * (low + high))
+        found = np.concatenate(found, axis=1)
+        best = np.argmin(distance(found), axis=1)[:, None]
+    return np.take_along_axis(found, best, 1)[:, 0]
+
+
+def worst_excess(f, x, nearest, x0, z0, wx, wz):
+    x = np.asarray(x, np.float64)
+    assert np.isfinite(x).all()
+    with np.errstate(all="ignore"):
+        step = 1e-7 * np.abs(nearest) + 1e-40
+        slope = np.nan_to_num(np.abs(f(nearest + step) - f(nearest - step)) / (2 * step), posinf=0)
+    d = wx * (x - x0) ** 2 + wz * (f(x) - z0) ** 2
+    least = wx * (nearest - x0) ** 2 + wz * (f(nearest) - z0) ** 2
+    size_x = np.maximum(np.abs(x0), np.abs(nearest))
+    size_z = np.maximum(np.abs(z0), np.abs(f(nearest))) + slope * np.abs(nearest)
+    floor = 2.0**-44 * (wx * size_x**2 + wz * size_z**2) + 1e-36 * (wx + wz)
+    return np.max((d - least) / (least + 1e4 * floor))
+
+
+def check(f, solve, oracle, count, domain=(-np.inf, np.inf), seed=0):
+    for decades in ((-3, 3), (-6, 4)):
+        sample = points(f, count // 2, seed, decades)
+        got = jax.jit(solve)(*sample)
+        assert got.dtype == jnp.float32
+        sample = [a.astype(np.float64) for a in sample]
+        chunks = zip(*(np.array_split(a, 1 + count // 2000) for a in sample), strict=True)
+        nearest = np.concatenate([oracle(*chunk) for chunk in chunks])
+        assert worst_excess(f, got, nearest, *sample) <= 1e-4
+        seed += 1
+
+
+def best_of(f, candidates):
+    """An oracle that tries candidates, which are the nearest points of parts of the graph."""
+
+    def oracle(x0, z0, wx, wz):
+        x = np.stack(candidates(x0, z0, wx, wz))
+        d = wx * (x - x0) ** 2 + wz * (f(x) - z0) ** 2
+        return np.take_along_axis(x, d.argmin(axis=0)[None], 0)[0]
+
+    return oracle
+
+
+@pytest.mark.parametrize("threshold", [0.0, -2.0, 0.3])
+def test_relu(threshold):
+    def f(x):
+        return np.maximum(x, threshold)
+
+    def candidates(x0, z0, wx, wz):
+        mean = (wx * x0 + wz * z0) / (wx + wz)
+        return np.maximum(mean, threshold), np.minimum(x0, threshold)
+
+    # In float32 the threshold is another number.
+    threshold = float(np.float32(threshold))
+    check(f, partial(nearest_relu, threshold=threshold), best_of(f, candidates), 100_000)
+
+
+def test_relu_with_an_array_of_thresholds():
+    sample = [jnp.asarray(a) for a in points(np.abs, 500, 0, (-3, 3))]
+    thresholds = jnp.linspace(-2.0, 2.0, 500)
+    rows = [nearest_relu(*(a[i] for a in sample), thresholds[i]) for i in (0, 250, 499)]
+    together = nearest_relu(*sample, thresholds)
+    np.testing.assert_allclose(together[jnp.array([0, 250, 499])], jnp.stack(rows), rtol=1e-6)
+
+
+def test_abs():
+    def candidates(x0, z0, wx, wz):
+        right, left = (wx * x0 + wz * z0) / (wx + wz), (wx * x0 - wz * z0) / (wx + wz)
+        return np.maximum(right, 0), np.minimum(left, 0)
+
+    check(np.abs, nearest_abs, best_of(np.abs, candidates), 100_000)
+
+
+def test_square():
+    def candidates(x0, z0, wx, wz):
+        # All three roots of the cubic, by the eigenvalues of its companion matrix.
+        p, q = wx / (2 * wz) - z0, -wx / (2 * wz) * x0
+        scale = np.sqrt(np.abs(p)) + np.cbrt(np.abs(q)) + 1e-60
+        companion = np.zeros((len(x0), 3, 3))
+        companion[:, 1, 0] = companion[:, 2, 1] = 1
+        companion[:, 0, 2], companion[:, 1, 2] = -q / scale**3, -p / scale**2
+        roots = np.linalg.eigvals(companion).real.T * scale
+        polished = roots
+        for _ in range(3):
+            slope = 3 * polished**2 + p
+            step = (polished**3 + p * polished + q) / np.where(slope == 0, 1, slope)
+            polished = polished - np.where(np.abs(step) < 0.1 * np.abs(polished), step, 0)
+        return *roots, *polished
+
+    check(np.square, nearest_square, best_of(np.square, candidates), 100_000)
+
+
+def test_the_side_at_zero_is_the_right_one():
+    zero, two = jnp.zeros(3), jnp.array([2.0, 0.5, -1.0])
+    np.testing.assert_allclose(nearest_abs(zero, two, 1.0, 1.0), [1.0, 0.25, 0.0])
+    np.testing.assert_allclose(nearest_square(zero, two, 1.0, 1.0), [1.5**0.5, 0, 0], atol=1e-6)
+
+
+NAMED = {
+    "tanh": (TANH, np.tanh),
+    "logistic": (LOGISTIC, sigmoid),
+    "exp": (EXP, np.exp),
+    "log": (LOG, np.log, TINY),
+}
+SILU = -1.2784645427610738
+GENERAL = {  # one-liners: convex, not convex, not monotone, with a pole, with and without inverse
+    "softplus": (
+        Curve(jax.nn.softplus, inverse=lambda z: z + jnp.log(-jnp.expm1(-z)), curvature=0.25),
+        partial(np.logaddexp, 0),
+    ),
+    "silu": (Curve(jax.nn.silu, knots=(SILU,)), lambda x: x * sigmoid(x)),
+    "cube": (Curve(lambda x: x * x * x, inverse=jnp.cbrt), lambda x: x**3),
+    "cube by bisection": (Curve(lambda x: x * x * x), lambda x: x**3),
+    "cosh": (Curve(jnp.cosh, knots=(0.0,)), np.cosh),
+    "rsqrt": (
+        Curve(jax.lax.rsqrt, inverse=lambda z: 1 / (z * z), domain=(0, np.inf)),
+        lambda x: x**-0.5,
+        TINY,
+    ),
+    "log1p": (
+        Curve(jnp.log1p, inverse=jnp.expm1, domain=(-1, np.inf)),
+        np.log1p,
+        float(np.nextafter(np.float32(-1), np.float32(0))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*NAMED, *GENERAL])
+def test_curve(name):
+    curve, f, *lower = {**NAMED, **GENERAL}[name]
+    count = 20_000 if name in NAMED else 6_000
+    check(f, partial(nearest_on_curve, curve), lambda *a: brute_force(f, *a, *lower), count)
+
+
+@pytest.mark.parametrize("inverse", [jnp.arcsin, None])
+def test_sine(inverse):
+    curve = Curve(jnp.sin, inverse=inverse, domain=(-HALF, HALF), antiperiod=np.pi)
+
+    def oracle(x0, z0, wx, wz):
+        return x0 + brute_force(lambda x: np.sin(x + x0[:, None]), 0 * x0, z0, wx, wz, -4, 4)
+
+    check(np.sin, partial(nearest_on_curve, curve), oracle, 4_000)
+
+
+@pytest.mark.parametrize("name", ["tanh", "logistic", "softplus"])
+def test_easy_points_take_the_shortcut(name, monkeypatch):
+    curve, f = {**NAMED, **GENERAL}[name]
+    rng = np.random.default_rng(0)
+    count = 4_000
+    x0 = rng.choice([-1, 1], count) * 10 ** rng.uniform(-6, 2, count)
+    wx, wz = 10 ** rng.uniform(-4, 4, (2, count))
+    radius = np.minimum(wx / (2 * wz * curve.curvature), 1e3)
+    z0 = f(x0) + 0.99 * radius * rng.uniform(-1, 1, count) * 10.0 ** rng.integers(-4, 1, count)
+    sample = [a.astype(np.float32) for a in (x0, z0, wx, wz)]
+    residual = np.abs(np.asarray(curve.value(sample[0])) - sample[1])
+    easy = 2 * sample[3] * curve.curvature * residual < 0.999 * sample[2]
+    assert easy.mean() > 0.9
+    sample = [a[easy] for a in sample]
+    monkeypatch.setattr(curves, "_local_minima", lambda *a: (jnp.full_like(a[3], jnp.nan),) * 2)
+    got = jax.jit(partial(nearest_on_curve, curve))(*sample)
+    sample = [a.astype(np.float64) for a in sample]
+    assert worst_excess(f, got, brute_force(f, *sample), *sample) <= 1e-4
+
+
+def test_two_local_minima_of_which_the_better_is_taken():
+    # Above the left tail of exp: stay on the tail, or climb; by weight.
+    x0, z0 = jnp.full(2, -10.0), jnp.full(2, 5.0)
+    stay, climb = nearest_on_curve(EXP, x0, z0, jnp.array([6.0, 1.0]), jnp.array([1.0, 6.0]))
+    assert stay < -9.9
+    assert 1.4 < climb < 1.7
+
+
+def test_points_of_the_graph_stay():
+    x = jnp.linspace(-5.0, 5.0, 1001)
+    for curve in (TANH, LOGISTIC, EXP):
+        np.testing.assert_array_equal(nearest_on_curve(curve, x, curve.value(x), 1.0, 1.0), x)
+    np.testing.assert_array_equal(nearest_relu(x, jax.nn.relu(x), 1.0, 1e4), x)
+    np.testing.assert_array_equal(nearest_abs(x, jnp.abs(x), 1.0, 1e4), x)
+    np.testing.assert_allclose(nearest_square(x, x * x, 1.0, 1e4), x, rtol=3e-7, atol=1e-12)
+
+
+def test_float64():
+    with jax.enable_x64(True):
+        sample = [a.astype(np.float64) for a in points(np.tanh, 500, 0, (-3, 2))]
+        for curve, f, *lower in NAMED.values():
+            got = jax.jit(partial(nearest_on_curve, curve))(*map(jnp.asarray, sample))
+            assert got.dtype == jnp.float64
+            assert worst_excess(f, got, brute_force(f, *sample, *lower), *sample) <= 1e-4
+        for solve in (nearest_relu, nearest_abs, nearest_square):
+            assert solve(*map(jnp.asarray, sample)).dtype == jnp.float64
+
+
+def test_vmap_and_scalar_weights():
+    x0, z0, *_ = (jnp.asarray(a) for a in points(np.tanh, 60, 0, (-2, 2)))
+    for solve in (partial(nearest_on_curve, TANH), nearest_relu, nearest_abs, nearest_square):
+        whole = solve(x0, z0, 2.0, jnp.full(60, 3.0))
+        solve = jax.jit(jax.vmap(partial(solve, wx=2.0, wz=3.0)))
+        rows = solve(x0.reshape(6, 10), z0.reshape(6, 10))
+        np.testing.assert_allclose(rows.ravel(), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_without_weight_on_the_output_nothing_moves():
+    x0, z0, *_ = (jnp.asarray(a) for a in points(np.tanh, 500, 0, (-3, 3)))
+    for solve in (partial(nearest_on_curve, TANH), nearest_relu, nearest_abs, nearest_square):
+        np.testing.assert_allclose(solve(x0, z0, 1.0, jnp.zeros(500)), x0, rtol=1e-6, atol=1e-15)
+
+
+finite = st.floats(-1e30, 1e30, width=32)
+weight = st.floats(2.0**-60, 2.0**60, width=32)
+SOLVERS = {
+    name: jax.jit(solve)
+    for name, solve in {
+        "relu": nearest_relu,
+        "abs": nearest_abs,
+        "square": nearest_square,
+        **{name: partial(nearest_on_curve, row[0]) for name, row in NAMED.items()},
+        "silu": partial(nearest_on_curve, GENERAL["silu"][0]),
+    }.items()
+}
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.sampled_from(list(SOLVERS)), finite, finite, weight, weight)
+def test_finite_points_give_finite_points(name, x0, z0, wx, wz):
+    assert np.isfinite(SOLVERS[name](*map(jnp.float32, (x0, z0, wx, wz))))
