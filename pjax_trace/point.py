@@ -105,7 +105,7 @@ class Point:
         for operand in c.operands:
             if isinstance(operand, View):
                 point.append(operand(data, *(values[b] for b in operand.bases)))
-                metric.append(self._weight(operand, data, weight_of))
+                metric.append(self._weight(len(metric), operand, data, weight_of))
             else:
                 point.append(data[operand])
                 metric.append(None)
@@ -131,7 +131,7 @@ class Point:
                 moved[base] = jnp.where(count > 0.5, x, moved[base])
         return tuple(moved[p] for p in graph.parameters), self.view(data, result.out)
 
-    def _weight(self, view: View, data: Any, weight_of: dict[Variable, Any]) -> Any:
+    def _weight(self, position: int, view: View, data: Any, weight_of: dict[Variable, Any]) -> Any:
         """The weight of a copy ``c·x + o`` of x: that of x over c², in the copy's own units."""
         c = self.constraint
         if all(rule.scales is False for rule in view.rules) and len(view.bases) == 1:
@@ -141,11 +141,12 @@ class Point:
                 weight = _copy_weight(view, self.graph.program.known, weight_of)
         except KeyError:
             weight = _copy_weight(view, data, weight_of)
-        if c.rule.elementwise(c.params, c.variable):
+        if c.rule.elementwise(c.params, c.variable, position):
             return weight
         known = _compat.is_known(weight)
-        if known and weight.size and bool(jnp.all(weight == weight.reshape(-1)[0])):
-            return float(weight.reshape(-1)[0])
+        entries = np.unique(np.asarray(weight)) if known else np.zeros(0)
+        if len(entries) == 1:
+            return float(entries[0])
         raise TraceError(
             f"project_point: {c.name} at {c.source} reads an operand whose elements weigh "
             "differently, because data scale them (or may, under jit); there is no closed form then"

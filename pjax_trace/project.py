@@ -217,9 +217,8 @@ class Projected:
                 f"{getattr(self._fn, '__name__', 'the function')} takes its parameters as "
                 f"argument {max(self._numbers())}, but was called with {len(args)} arguments"
             )
-        if self._several:
-            return tuple(args[i] for i in self._argnums)
-        return args[self._argnums]
+        chosen = tuple(args[i] for i in self._numbers())
+        return chosen if self._several else chosen[0]
 
     def _insert(self, params: Any, rest: tuple) -> tuple:
         own = params if self._several else (params,)

@@ -156,8 +156,8 @@ class Rule:
         """
         raise NotImplementedError
 
-    def elementwise(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
-        """Whether the weight of an operand may vary by element, too."""
+    def elementwise(self, params: dict[str, Any], variable: Sequence[bool], position: int) -> bool:
+        """Whether the weight of the operand in this position may vary by element, too."""
         return False
 
     def masses(

@@ -75,7 +75,8 @@ class AlternatingProjections(Solver):
 
     The iteration is closed on one array per variable, its consensus state, and runs on that
     without copies unless told otherwise. Momentum is Nesterov's, on the consensus state ``s``:
-    ``y ← s⁺ + momentum (s⁺ − s)``, dropped for a step where ``⟨y − s⁺, s⁺ − s⟩ ≥ 0``.
+    ``y ← s⁺ + momentum (s⁺ − s)``, without momentum after the first step and wherever
+    ``⟨y − s⁺, s⁺ − s⟩ ≥ 0``.
 
     Args:
         relaxation: in (0, 2].
@@ -96,27 +97,28 @@ class AlternatingProjections(Solver):
         _check("AlternatingProjections: momentum", self.momentum, 0, 1, closed=False)
 
     def init(self, space: Space, values: Any) -> Any:
-        """The extrapolated state and the last one."""
-        return (values, values) if self.momentum else (values, None)
+        """The extrapolated state, the last one, and whether there was one before."""
+        return (values, values, jnp.zeros((), bool)) if self.momentum else (values, None, None)
 
     def step(self, space: Space, carry: Any) -> tuple[Any, Array]:
         """One projection onto either colour."""
-        state, last = carry
+        state, last, moving = carry
         point, first = space.project(space.expand(state), space.groups[0])
         point, second = space.project(point, space.groups[1])
         new = _blend(state, space.collapse(point), self.relaxation)
         if not self.momentum:
-            return (new, None), first + second
-        # Restart where the step leads back: otherwise the state coasts through what it looks for.
+            return (new, None, None), first + second
+        # The first step is no velocity yet, and one that leads back is none any more: the state
+        # would coast through what it looks for.
         velocity = (new**ω - last**ω).ω
         back = space.inner((state**ω - new**ω).ω, velocity) >= 0
-        momentum = jnp.where(back, 0.0, self.momentum)
+        momentum = jnp.where(back | ~moving, 0.0, self.momentum)
         ahead = jax.tree.map(lambda x, v: x + momentum.astype(x.dtype) * v, new, velocity)
-        return (ahead, new), first + second
+        return (ahead, new, jnp.ones((), bool)), first + second
 
     def values(self, space: Space, carry: Any) -> Any:
         """The consensus state."""
-        state, last = carry
+        state, last, _ = carry
         return last if self.momentum else state
 
 

@@ -237,10 +237,9 @@ def trace_program(
         jax.errors.ConcretizationTypeError,
     ) as error:
         raise TraceError(
-            "a Python loop or branch, or a NumPy function, depends on the value of a traced array; "
-            "use jnp.where and jax.numpy, or pass what decides it as a static (non-array) argument. "
-            "JAX says: "
-            + str(error).split("\n", maxsplit=1)[0]
+            "a Python loop or branch depends on the value of a traced array, or a NumPy function "
+            "does; use jnp.where and jax.numpy, or pass what decides it as a static (non-array) "
+            "argument. JAX says: " + str(error).split("\n", maxsplit=1)[0]
         ) from error
     jaxpr = closed.jaxpr
     tracer = _Tracer()

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pjax_trace.rules.roots import bracketed_newton
+from pjax_trace.rules.roots import bisect, bracketed_newton
 
 __all__ = [
     "EXP",
@@ -132,9 +132,10 @@ def nearest_square(
     ratio, size = jnp.clip(2 * wz / wx, 1e-18, 1e18), jnp.abs(x0)
     linear = 1 / ratio - z0
     # In units of `scale` the cubic is y³ + p y − q with max(|p|, q) = 1, and 0 ≤ y ≤ 1.325.
+    square_root = jnp.sqrt(jnp.abs(linear))
     cube_root = jnp.exp((jnp.log(size) - jnp.log(ratio)) / 3)
-    scale = jnp.maximum(jnp.sqrt(jnp.abs(linear)), jnp.maximum(cube_root, 1e-18))
-    p, q = linear / scale / scale, size / scale / (ratio * scale) / scale
+    scale = jnp.maximum(jnp.maximum(square_root, cube_root), 1e-18)
+    p, q = jnp.sign(linear) * (square_root / scale) ** 2, (cube_root / scale) ** 3
     y = jnp.minimum(1.33, jnp.where(p > 0, q / jnp.maximum(p, 1e-18), inf))
     for _ in range(4):  # convex and rising beyond the root: Newton descends to it
         y = (2 * y**3 + q) / (3 * y**2 + p)
@@ -218,7 +219,7 @@ def nearest_on_curve(
         >>> from pjax_trace.rules.curves import TANH, nearest_on_curve
         >>> x0, z0 = jnp.array([0.5, -3.0]), jnp.array([0.0, 2.0])
         >>> print(nearest_on_curve(TANH, x0, z0, 1.0, 1.0).round(3))
-        [ 0.259 -3.   ]
+        [ 0.261 -2.969]
     """
     if curve.antiperiod is not None:
         # Reduced in two parts, the first of them exact: sin keeps its digits at 1e4.
@@ -321,19 +322,12 @@ def _local_minima(
     reach = jnp.minimum(jnp.sqrt(known), _HUGE)
     far = jnp.clip(x0 + toward * reach, lower, upper)
 
-    def preimage(z, one, other, steps=24):
+    def preimage(z, one, other, steps=32):
         """Of z, between two points; the steps are for curves without an inverse."""
         z, low, high = jnp.clip(z, bottom, top), jnp.minimum(one, other), jnp.maximum(one, other)
         if curve.inverse is not None:
             return jnp.clip(curve.inverse(z), low, high)
-        up = jnp.where(rising, 1.0, -1.0).astype(dtype)
-        return bracketed_newton(
-            lambda x: (up * (curve.value(x) - z), up * curve.tangent(x)),
-            low,
-            high,
-            0.5 * (low + high),
-            steps=steps,
-        )
+        return bisect(lambda x: (curve.value(x) < z) == rising, low, high, steps=steps)
 
     stop = preimage(z0, near, far)
     z_stop = curve.value(stop)
@@ -346,7 +340,7 @@ def _local_minima(
     first, last = toward * start, toward * stop
     points = _merge(
         [first + (last - first) * t for t in _FRACTIONS],
-        [toward * preimage(z_stop + rise * t, start, stop, steps=12) for t in _FRACTIONS[::-1]],
+        [toward * preimage(z_stop + rise * t, start, stop, steps=16) for t in _FRACTIONS[::-1]],
     )
     end = toward * jnp.clip(stop + toward * (last - first) / 16, lower, upper)  # inverses err
     stationarity = partial(

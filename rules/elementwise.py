@@ -42,7 +42,7 @@ class Elementwise(Rule):
         """One variable, the rest data."""
         return variable[0] and not any(variable[1:])
 
-    def elementwise(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
+    def elementwise(self, params: dict[str, Any], variable: Sequence[bool], position: int) -> bool:
         """Elements do not know of each other."""
         return True
 

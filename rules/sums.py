@@ -240,9 +240,10 @@ class SumRule(Rule):
             moments[part.position] = part.moment(multiplier)
         return Projection(tuple(moments), out - multiplier / weights.out, distance)
 
-    def elementwise(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
-        """Where every equation is linear."""
-        return all(sum(variable[i] for i in t.operands) == 1 for t in params["terms"])
+    def elementwise(self, params: dict[str, Any], variable: Sequence[bool], position: int) -> bool:
+        """Where the operand is no factor of a product of variables."""
+        term = next(term for term in params["terms"] if position in term.operands)
+        return sum(variable[i] for i in term.operands) == 1
 
     def masses(
         self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights

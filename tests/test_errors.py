@@ -65,7 +65,7 @@ def test_a_rule_that_cannot_take_these_operands():
         return losses.cross_entropy(x @ (1.0 / w), y)
 
     message = refused(pjax.MissingRuleError, "div", function, W, X, Y)
-    assert "no rule for these operands as variables, reached from w" in message
+    assert "no rule for these operands or parameters, reached from w" in message
     assert line(function, "1.0 / w") in message
 
 
@@ -286,7 +286,7 @@ def test_overflow_and_invalid_values_in_the_forward_pass():
 def test_a_loss_scaled_by_what_is_not_positive():
     """Known only when it runs: the loss is named."""
     train = pjax.project(lambda w, x, y, s: s * losses.cross_entropy(x @ w, y), steps=2)
-    for scale in (-1.0, 0.0, jnp.nan):
+    for scale in (-1.0, jnp.nan):
         with pytest.raises(pjax.NonFiniteError, match="cross_entropy|data argument s"):
             train(W, X, Y, jnp.array(scale))
 

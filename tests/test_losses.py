@@ -153,6 +153,11 @@ def test_integer_and_one_hot_labels_are_the_same():
     for loss in (losses.cross_entropy, losses.margin):
         one = step(lambda s, loss=loss: loss(s, LABELS, lam=2.0), S)
         np.testing.assert_array_equal(one, step(lambda s, loss=loss: loss(s, HOT, lam=2.0), S))
+        for kind in (bool, int):
+            hot = HOT.astype(kind)
+            np.testing.assert_array_equal(
+                one, step(lambda s, loss=loss, hot=hot: loss(s, hot, lam=2.0), S)
+            )
     small = losses.cross_entropy(S, LABELS.astype(jnp.uint8))
     np.testing.assert_array_equal(small, losses.cross_entropy(S, np.asarray(LABELS)))
 
@@ -167,7 +172,7 @@ def test_bad_labels(loss):
     with pytest.raises(pjax.InputError, match=r"one-hot labels of the same shape.*not \(6, 4\)"):
         loss(S, HOT[:, :4])
     with pytest.raises(pjax.InputError, match="integers or floats, not bool"):
-        loss(S, HOT > 0)
+        loss(S, LABELS > 0)
     with pytest.raises(pjax.InputError, match="scores must be floating point, not int32"):
         loss(S.astype(jnp.int32), LABELS)
     with pytest.raises(pjax.InputError, match="axis of classes"):

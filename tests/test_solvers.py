@@ -265,7 +265,7 @@ def test_iterates_are_the_textbooks(problem, solver, textbook):
 
 
 def test_momentum_is_nesterovs(problem):
-    """On the consensus state: s⁺ = mean P_B P_A y, y⁺ = s⁺ + m (s⁺ − s)."""
+    """On the consensus state: s⁺ = mean P_B P_A y, y⁺ = s⁺ + m (s⁺ − s), with restarts."""
     oracle, (free, copies, values, _) = problem
     solver = pjax.AlternatingProjections(momentum=0.7)
     found = [iterates(solver, space, values, 8)[0] for space in (free, copies)]
@@ -282,7 +282,13 @@ def test_momentum_is_nesterovs(problem):
     for k in range(8):
         u = oracle.project(oracle.project(expand(y), oracle.groups[0]), oracle.groups[1])
         state = oracle.read(u)
-        y = [s + 0.7 * (s - before) for s, before in zip(state, last, strict=True)]
+        masses = [np.asarray(free.problem.masses[v]) for v in free.problem.graph.variables]
+        back = sum(
+            np.sum(m * (ahead - s) * (s - before))
+            for m, ahead, s, before in zip(masses, y, state, last, strict=True)
+        )
+        momentum = 0.0 if k == 0 or back >= 0 else 0.7
+        y = [s + momentum * (s - before) for s, before in zip(state, last, strict=True)]
         last = state
         for ours in found:
             for array, theirs in zip(ours, state, strict=True):
