@@ -155,11 +155,13 @@ def test_margin_is_the_nearest_point(classes, rows):
             x = np.asarray(prox_margin(s, target, margin, np.float32(lam)), float)
             exact = margin_oracle(s, target, margin, np.float32(lam))
             scale = np.abs(s).max(-1, keepdims=True) + margin[:, None] + 1e-6
-            assert np.max(np.abs(x - exact) / scale) <= 1e-6, (kind, lam)
+            # What is cut off is a sum over classes; how it rounds depends on the version of XLA.
+            rounding = 1e-6 * max(1.0, np.sqrt(classes / 10))
+            assert np.max(np.abs(x - exact) / scale) <= rounding, (kind, lam)
             if np.isinf(lam):
                 one = target > 0
                 short = margin + np.where(one, -np.inf, x).max(-1) - x[one]
-                assert np.max(short / scale[:, 0]) <= 1e-6
+                assert np.max(short / scale[:, 0]) <= rounding
 
 
 @settings(deadline=None, max_examples=100)
@@ -173,7 +175,8 @@ def test_margin_is_the_nearest_point_anywhere(s, label, margin, lam):
     s, target = np.float32(s), np.eye(5, dtype=np.float32)[label]
     x = prox_margin(s, target, np.float32(margin), np.float32(lam))
     exact = margin_oracle(s[None], target[None], margin, lam)[0]
-    assert np.abs(x - exact).max() <= 1e-6 * (np.abs(s).max() + margin)
+    tiny = 4 * np.finfo(np.float32).tiny  # XLA flushes what is smaller to zero
+    assert np.abs(x - exact).max() <= 1e-6 * (np.abs(s).max() + margin) + tiny
 
 
 def test_margin_leaves_what_holds_already():
