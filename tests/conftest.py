@@ -1,10 +1,15 @@
-"""What every test runs under: strict promotion, and the data folder where there is one."""
+"""What every test runs under: fixed examples, strict promotion, a data folder if there is one."""
 
 import os
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
+
+# The same examples in every run: what is green here is green there.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("same")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
