@@ -375,7 +375,7 @@ def register_rule(primitive: Any, rule: Rule, *, override: bool = False) -> Rule
             wrong type.
 
     Example:
-        A rule for ``jax.lax.real_p``, the identity on real numbers:
+        A rule for ``jax.lax.reduce_precision_p``, taken for the identity:
 
         >>> import jax
         >>> import pjax_trace as pjax
@@ -384,7 +384,7 @@ def register_rule(primitive: Any, rule: Rule, *, override: bool = False) -> Rule
         ...     mean = (wx * x + wz * out) / (wx + wz)
         ...     return (mean,), mean
         >>> rule = pjax.CustomRule(lambda x: x, nearest)
-        >>> pjax.register_rule(jax.lax.real_p, rule) is rule
+        >>> pjax.register_rule(jax.lax.reduce_precision_p, rule) is rule
         True
     """
     _load_rule_packs()
