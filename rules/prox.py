@@ -179,7 +179,8 @@ def _prox_margin(axis: int, s: Array, target: Array, margin: Array, lam: Array) 
     steps = math.ceil(math.log2(s.shape[axis]) + jnp.finfo(s.dtype).nmant / 2)
     start = jnp.maximum(jnp.maximum(floor, floor / 2), -lam)  # bounds by the largest score alone
     theta = lax.fori_loop(0, steps, newton, start)
-    moved = jnp.sum(jnp.maximum(t - theta, 0), axis=axis, keepdims=True)
+    # What is cut off, by the equation that theta solves: a sum over many classes would round.
+    moved = jnp.maximum(jnp.minimum(lam, theta - floor), 0)
     return jnp.where(target > 0, s + moved, jnp.minimum(s, theta + top))
 
 
