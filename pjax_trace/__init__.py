@@ -21,9 +21,11 @@ from pjax_trace.project import Info as Info
 from pjax_trace.project import Projected as Projected
 from pjax_trace.project import State as State
 from pjax_trace.project import project as project
+from pjax_trace.registry import Case as Case
 from pjax_trace.registry import CustomRule as CustomRule
 from pjax_trace.registry import Moment as Moment
 from pjax_trace.registry import Projection as Projection
+from pjax_trace.registry import Refusal as Refusal
 from pjax_trace.registry import Rule as Rule
 from pjax_trace.registry import ViewRule as ViewRule
 from pjax_trace.registry import Weights as Weights

@@ -15,7 +15,7 @@ from pjax_trace import _compat
 from pjax_trace.calls import constrain_p, function_p, loss_p
 from pjax_trace.errors import MissingRuleError, TraceError
 from pjax_trace.graph import ConsensusGraph, Constraint, Objective, Operand, Variable, View, colour
-from pjax_trace.registry import rule_for
+from pjax_trace.registry import Rule, rule_for
 from pjax_trace.rewrite import absorb_producers
 from pjax_trace.rules.sums import identity
 from pjax_trace.trace import Equation, Program, Value
@@ -92,7 +92,7 @@ class _Builder:
             return
         rule = rule_for(equation.primitive)
         if rule is None or not rule.supports(equation.params, variable):
-            self.miss(equation, variable, known=rule is not None)
+            self.miss(equation, variable, rule)
         elif rule.is_view(equation.params, variable):
             self.view(equation)
         else:
@@ -245,8 +245,8 @@ class _Builder:
         for out in equation.outputs:
             self.views[out] = View(bases, ordered, out)
 
-    def miss(self, equation: Equation, variable: Sequence[bool], *, known: bool) -> None:
-        reason = "no rule for these operands or parameters" if known else "no rule"
+    def miss(self, equation: Equation, variable: Sequence[bool], rule: Rule | None) -> None:
+        reason = "no rule" if rule is None else rule.refusal(equation.params, variable)
         if _compat.loop_kind(equation.primitive):
             reason = (
                 "control flow over variables has no rule; unroll it, or let data decide outside"

@@ -68,6 +68,17 @@ class BatchedRule(Rule):
         ]
         return Projection(tuple(totals), moved, jnp.sum(distance))
 
+    def masses(self, params: dict[str, Any], weights: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Those of the inner rule, once for every element of the batch."""
+        axes = self._axes(weights)
+
+        def batched(mass: Any, axis: int | None) -> Any:
+            if mass is None or axis is None:
+                return None if mass is None else mass * self.size
+            return jnp.expand_dims(mass, axis) if jnp.ndim(mass) else mass
+
+        return tuple(map(batched, self.inner.masses(params, weights), axes))
+
     def expand(
         self,
         params: dict[str, Any],

@@ -62,12 +62,6 @@ class SetRule(Rule):
         moments = (Moment(weight * moved, weight), *(None,) * len(leaves))
         return Projection(moments, None, squared_distance(weight, moved, x))
 
-    def masses(
-        self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
-    ) -> tuple[Any, ...]:
-        """One copy."""
-        return weights.operands
-
 
 def constrain(x: Float[Array, "..."], set: Set) -> Float[Array, "..."]:  # noqa: A002
     """Require ``x`` to lie in a set; the identity to JAX.

@@ -64,12 +64,6 @@ class LossRule(Rule):
         none = (None,) * (len(operands) - 1)
         return Projection((moment, *none), None, squared_distance(weight, moved, scores))
 
-    def masses(
-        self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
-    ) -> tuple[Any, ...]:
-        """One copy of the scores."""
-        return weights.operands
-
 
 _CROSS_ENTROPY = LossRule(prox.cross_entropy, prox.prox_cross_entropy)
 _SQUARED_ERROR = LossRule(prox.squared_error, prox.prox_squared_error)

@@ -55,14 +55,11 @@ class Problem:
         self._weigh()
 
     def _weigh(self) -> None:
-        """Total weight of all readers, from the last constraint back to the parameters."""
+        """Total weight of all readers of every variable."""
         totals: dict[Variable, Array] = {}
         graph = self.graph
-        for c in reversed(graph.constraints):
-            operands = self.operands(c, self.start)
-            if c.out is not None:
-                self._settle(c.out, totals)
-            masses = c.rule.masses(c.params, operands, self.target(c, self.start), self.metric(c))
+        for c in graph.constraints:
+            masses = c.rule.masses(c.params, self.weights[c])
             for position, view in c.reads:
                 mass = jnp.broadcast_to(masses[position], view.shape).astype(view.out.dtype)
                 if not view.identity:
@@ -71,8 +68,8 @@ class Problem:
                     mass = mass * slope
                 for base, total in zip(view.bases, self.pull(view, mass), strict=True):
                     totals[base] = totals[base] + total if base in totals else total
-        for parameter in graph.parameters:
-            self._settle(parameter, totals)
+        for variable in graph.variables:
+            self._settle(variable, totals)
 
     def _settle(self, variable: Variable, totals: Mapping[Variable, Array]) -> None:
         readers = self.graph.readers[variable]

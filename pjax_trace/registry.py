@@ -18,14 +18,18 @@ from pjax_trace import _compat
 from pjax_trace.errors import InputError
 
 __all__ = [
+    "Case",
     "CustomRule",
+    "Entry",
     "Expansion",
     "Layout",
     "Moment",
     "Projection",
+    "Refusal",
     "Rule",
     "ViewRule",
     "Weights",
+    "entries",
     "register_rule",
     "rule_for",
     "squared_distance",
@@ -70,6 +74,8 @@ class Rule:
 
     Attributes:
         family: the name of the family, for printing.
+        granularity: what is one constraint: a row (one scalar equation), or a block of them.
+        exactness: how near to the nearest point the projection comes, for printing.
         total: as a view: whether every element of the variable operands is surely read.
         offset: as a view: whether it may add data to what it reads.
         permutation: as a view: whether it only renames elements, unless it changes their number.
@@ -77,6 +83,8 @@ class Rule:
     """
 
     family: ClassVar[str] = "rule"
+    granularity: ClassVar[str] = "row"
+    exactness: ClassVar[str] = "exact"
     total: bool = False
     offset: bool = True
     permutation: bool = False
@@ -99,6 +107,10 @@ class Rule:
     def supports(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
         """Whether the rule can project with these operands variable."""
         return True
+
+    def refusal(self, params: dict[str, Any], variable: Sequence[bool]) -> str:
+        """Why the rule does not support these operands, and what to write instead."""
+        return "no rule for these operands or parameters"
 
     def specialise(
         self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]], variable: Sequence[bool]
@@ -160,12 +172,12 @@ class Rule:
         """Whether the weight of the operand in this position may vary by element, too."""
         return False
 
-    def masses(
-        self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
-    ) -> tuple[Any, ...]:
-        """The masses of the moments alone; None for data. They depend on the metric only."""
-        moments = self.project(params, operands, out, weights).moments
-        return tuple(None if moment is None else moment.mass for moment in moments)
+    def masses(self, params: dict[str, Any], weights: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The masses of the moments alone, from the weights of the operands; None for data.
+
+        By default every element of an operand has one copy, so its mass is its weight.
+        """
+        return weights
 
     def expand(
         self,
@@ -327,12 +339,6 @@ class CustomRule(Rule):
             )
         return moved, moved_out
 
-    def masses(
-        self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
-    ) -> tuple[Any, ...]:
-        """One copy an operand: its weight."""
-        return weights.operands
-
 
 def _accepted(function: Callable[..., Any], params: dict[str, Any]) -> dict[str, Any]:
     """Those of a primitive's params that a function takes as keywords."""
@@ -346,7 +352,63 @@ def _accepted(function: Callable[..., Any], params: dict[str, Any]) -> dict[str,
     return {name: value for name, value in params.items() if name in names}
 
 
-_RULES: dict[Any, Rule] = {}
+class Refusal(Rule):
+    """A primitive that has no projection, and why: what to write instead.
+
+    Args:
+        reason: for the message and the coverage table.
+    """
+
+    family = "refused"
+    granularity = "–"
+    exactness = "–"
+
+    def __init__(self, reason: str):
+        self.reason = reason
+
+    def supports(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
+        """Never."""
+        return False
+
+    def refusal(self, params: dict[str, Any], variable: Sequence[bool]) -> str:
+        """The reason."""
+        return self.reason
+
+
+class Case(NamedTuple):
+    """A call that a rule must get right, kept beside the rule: the tests run every one.
+
+    Attributes:
+        function: plain JAX code with an equation of the rule's primitive in it. Arrays that it
+            closes over are data.
+        shapes: of its arguments, which are variables.
+        scale: how far random arguments are from the centre.
+        centre: of the random arguments.
+    """
+
+    function: Callable[..., Any]
+    shapes: tuple[tuple[int, ...], ...]
+    scale: float = 1.0
+    centre: float = 0.0
+
+
+class Entry(NamedTuple):
+    """What the registry knows of a primitive.
+
+    Attributes:
+        rule: its rule, or a `Refusal`.
+        cases: calls that the rule must get right, or refuse.
+        since: the first JAX version that has the primitive, of those supported.
+        note: what the coverage table should say beside.
+    """
+
+    rule: Rule
+    cases: tuple[Case, ...]
+    since: str
+    note: str
+
+
+_RULES: dict[Any, Entry] = {}
 _loaded = False
 
 
@@ -359,12 +421,24 @@ def _load_rule_packs() -> None:
             entry.load()
 
 
-def register_rule(primitive: Any, rule: Rule, *, override: bool = False) -> Rule:
+def register_rule(
+    primitive: Any,
+    rule: Rule,
+    *,
+    cases: Sequence[Case] = (),
+    since: str = "0.10",
+    note: str = "",
+    override: bool = False,
+) -> Rule:
     """Tell pjax-trace how to project onto the graph of a primitive.
 
     Args:
         primitive: a JAX primitive (the object, not its name), such as ``jax.lax.sin_p``.
-        rule: a `Rule`; `CustomRule` makes one from a plain projection.
+        rule: a `Rule`; `CustomRule` makes one from a plain projection, and `Refusal` says why there
+            is none.
+        cases: calls that the rule must get right, for the tests.
+        since: the JAX version that the primitive came with, for the coverage table.
+        note: what the coverage table should say beside it.
         override: replace a rule that is there already.
 
     Returns:
@@ -396,17 +470,24 @@ def register_rule(primitive: Any, rule: Rule, *, override: bool = False) -> Rule
         raise InputError(f"the rule for {primitive} must be a pjax_trace.Rule, not {rule!r}")
     if primitive in _RULES and not override:
         raise InputError(
-            f"primitive {primitive} has a rule already ({_RULES[primitive].family}); "
+            f"primitive {primitive} has a rule already ({_RULES[primitive].rule.family}); "
             "pass override=True to replace it"
         )
-    _RULES[primitive] = rule
+    _RULES[primitive] = Entry(rule, tuple(cases), since, note)
     return rule
 
 
 def rule_for(primitive: Any) -> Rule | None:
     """The rule of a primitive, or None."""
     _load_rule_packs()
-    return _RULES.get(primitive)
+    entry = _RULES.get(primitive)
+    return None if entry is None else entry.rule
+
+
+def entries() -> dict[Any, Entry]:
+    """All that is registered, by primitive."""
+    _load_rule_packs()
+    return dict(_RULES)
 
 
 def evaluate(primitive: Any) -> Callable[..., Array]:

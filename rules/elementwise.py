@@ -63,12 +63,6 @@ class Elementwise(Rule):
         none = (None,) * len(data)
         return Projection((Moment(weight * moved, weight), *none), moved_out, distance)
 
-    def masses(
-        self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
-    ) -> tuple[Any, ...]:
-        """One copy of every element."""
-        return weights.operands
-
 
 class CurveRule(Elementwise):
     """An elementwise primitive given by its `pjax_trace.rules.curves.Curve`."""

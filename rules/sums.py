@@ -245,16 +245,14 @@ class SumRule(Rule):
         term = next(term for term in params["terms"] if position in term.operands)
         return sum(variable[i] for i in term.operands) == 1
 
-    def masses(
-        self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
-    ) -> tuple[Any, ...]:
+    def masses(self, params: dict[str, Any], weights: tuple[Any, ...]) -> tuple[Any, ...]:
         """Weight times the number of rows that read each element."""
-        masses: list[Any] = [None] * len(operands)
+        masses: list[Any] = [None] * len(weights)
         for term in params["terms"]:
             for side, position in enumerate(term.operands):
-                if weights.operands[position] is not None:
+                if weights[position] is not None:
                     readers = term.contraction.readers(side)
-                    masses[position] = weights.operands[position] * readers
+                    masses[position] = weights[position] * readers
         return tuple(masses)
 
     def expand(

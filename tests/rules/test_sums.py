@@ -286,7 +286,7 @@ def test_rows_are_projected_exactly(name, variable):
     np.testing.assert_allclose(result.distance, total, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(outputs(*new), result.out.ravel(), rtol=2e-4, atol=2e-4)
     for got, want in zip(
-        copied.rule.masses(copied.params, private, z, metric), metric.operands, strict=True
+        copied.rule.masses(copied.params, metric.operands), metric.operands, strict=True
     ):
         assert (got is None) == (want is None)
         assert got is None or np.allclose(got, want)
@@ -300,7 +300,7 @@ def test_rows_are_projected_exactly(name, variable):
     )
     np.testing.assert_allclose(free.out, explicit.out, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(free.distance, explicit.distance, rtol=1e-3, atol=1e-5)
-    masses = rule.masses(constraint.params, operands, z, metric)
+    masses = rule.masses(constraint.params, metric.operands)
     for i in moving:
         ids = np.arange(np.prod(np.shape(operands[i]))).reshape(np.shape(operands[i]))
         view = expansion.views[i]
