@@ -29,6 +29,7 @@ from pjax_trace.registry import Refusal as Refusal
 from pjax_trace.registry import Rule as Rule
 from pjax_trace.registry import ViewRule as ViewRule
 from pjax_trace.registry import Weights as Weights
+from pjax_trace.registry import register_function as register_function
 from pjax_trace.registry import register_rule as register_rule
 from pjax_trace.solvers import AlternatingProjections as AlternatingProjections
 from pjax_trace.solvers import AlternatingReflections as AlternatingReflections

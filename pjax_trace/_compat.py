@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox
 import jax
@@ -18,8 +18,11 @@ __all__ = [
     "call_body",
     "enable_x64",
     "is_known",
+    "Scan",
     "loop_kind",
+    "scan_parts",
     "new_primitive",
+    "run_jaxpr",
     "source_line",
     "source_scope",
 ]
@@ -66,6 +69,31 @@ def loop_kind(primitive: Any) -> str | None:
     return _LOOPS.get(primitive)
 
 
+class Scan(NamedTuple):
+    """The parts of a scan: its closed body, and how many of its operands are what."""
+
+    body: Any
+    consts: int
+    carries: int
+    length: int
+    reverse: bool
+
+
+def scan_parts(eqn: Any) -> Scan:
+    """What a scan equation says."""
+    params = eqn.params
+    if "num_consts" in params:
+        consts, carries = params["num_consts"], params["num_carry"]
+    else:  # from JAX 0.11
+        consts, carries, _ = (len(group) for group in params["ft_in"].unpack())
+    return Scan(params["jaxpr"], consts, carries, int(params["length"]), bool(params["reverse"]))
+
+
+def run_jaxpr(closed: Any, *operands: Any) -> list[Any]:
+    """Evaluate a closed jaxpr; traced again, its equations keep their source lines."""
+    return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *operands)
+
+
 def loop_predicates(eqn: Any) -> tuple[int, ...]:
     """Which operands of a control-flow equation decide how it runs."""
     kind = loop_kind(eqn.primitive)
@@ -107,7 +135,8 @@ def source_line(eqn: Any) -> str:
 
 def source_scope(eqn: Any) -> str:
     """The ``jax.named_scope`` stack around an equation, ``""`` outside any."""
-    return str(eqn.source_info.name_stack)
+    scopes = str(eqn.source_info.name_stack).split("/")
+    return "/".join(name for name in scopes if name != "vmap()")  # a lifted body is the user's own
 
 
 def new_primitive(

@@ -5,6 +5,7 @@ output constraint, or part of what the function makes of its losses. What has no
 collected, and reported all at once.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 
@@ -13,20 +14,26 @@ import numpy as np
 
 from pjax_trace import _compat
 from pjax_trace.calls import constrain_p, function_p, loss_p
+from pjax_trace.control import carries_p
 from pjax_trace.errors import MissingRuleError, TraceError
 from pjax_trace.graph import ConsensusGraph, Constraint, Objective, Operand, Variable, View, colour
 from pjax_trace.registry import Rule, rule_for
 from pjax_trace.rewrite import absorb_producers
 from pjax_trace.rules.sums import identity
-from pjax_trace.trace import Equation, Program, Value
+from pjax_trace.trace import Equation, Program, Value, needed_equations
 
 __all__ = ["OUTPUTS", "build_graph"]
 
 OUTPUTS = (loss_p, constrain_p)
 
 
-def build_graph(program: Program) -> ConsensusGraph:
+def build_graph(program: Program, *, strict: bool = True) -> ConsensusGraph:
     """The coloured consensus graph of a program.
+
+    Args:
+        program: the program.
+        strict: whether to raise what is wrong; otherwise it is in the graph's ``problems``, and
+            what cannot be projected onto is left out, its outputs being free variables.
 
     Raises:
         MissingRuleError: for primitives without a rule, all at once.
@@ -36,13 +43,15 @@ def build_graph(program: Program) -> ConsensusGraph:
     builder = _Builder(program)
     for equation in program.equations:
         builder.visit(equation)
-    builder.finish()
+    builder.feed_back()
+    builder.finish(strict)
     graph = ConsensusGraph(
         program,
         tuple(builder.parameters),
         tuple(builder.constraints),
         builder.objective(),
         tuple(builder.views.get(value) for value in program.outputs),
+        problems=tuple(builder.problems),
     )
     graph = absorb_producers(graph)
     fresh = itertools.count(1 + max((v.index for v in builder.views), default=0))
@@ -76,6 +85,7 @@ class _Builder:
         self.missing: list[tuple[Equation, str]] = []
         self.problems: list[str] = []
         self.live = _live(program)
+        self.carries: list[Variable] = []
 
     def visit(self, equation: Equation) -> None:
         """Class one equation."""
@@ -83,12 +93,19 @@ class _Builder:
             self.visit_objective(equation)
             return
         variable = tuple(v in self.views for v in equation.inputs)
-        if not any(variable) or equation not in self.live:
+        if equation in self.live and self.visit_loop(equation, variable):
+            return
+        frozen = not any(v.variable for v in equation.outputs)
+        if not any(variable) or equation not in self.live or frozen:
+            return
+        if equation.primitive is carries_p:
+            for value in equation.outputs:
+                if value.variable:  # stands for what the step before wrote, further down
+                    self.carries.append(Variable("carry", value, False))
+                    self.views[value] = View((self.carries[-1],), (), value)
             return
         if equation.primitive in (loss_p, constrain_p, function_p):
             self.visit_call(equation, variable)
-            return
-        if _compat.loop_kind(equation.primitive) and self.visit_loop(equation, variable):
             return
         rule = rule_for(equation.primitive)
         if rule is None or not rule.supports(equation.params, variable):
@@ -103,6 +120,9 @@ class _Builder:
     def visit_call(self, equation: Equation, variable: Sequence[bool]) -> None:
         rule = equation.params["rule"]
         if not rule.supports(equation.params, variable):
+            if equation.primitive is function_p:
+                self.miss(equation, variable, rule)
+                return
             self.problems.append(
                 f"{equation.params['name']} at {equation.source}: only the first argument may "
                 "depend on variables; the labels, λ or the set must be data"
@@ -122,18 +142,19 @@ class _Builder:
             self.views[out] = self.views[equation.inputs[0]]  # the identity: x itself goes on
 
     def visit_loop(self, equation: Equation, variable: Sequence[bool]) -> bool:
+        """Whether the equation is a loop or branch that variables decide, which is refused."""
         kind = _compat.loop_kind(equation.primitive)
-        deciding = _compat.loop_predicates(equation)
-        if kind != "scan" and any(variable[i] for i in deciding):
-            what = "a branch (lax.cond or switch)" if kind == "cond" else "a loop (while_loop)"
-            self.problems.append(
-                f"{what} at {equation.source} depends on the value of "
-                f"{self.path(equation, variable)}; a projection cannot change the course of a "
-                "program. Use jnp.where, or decide by data"
-            )
-            self.forget(equation)
-            return True
-        return False
+        deciding = _compat.loop_predicates(equation) if kind else ()
+        if not any(variable[i] or equation.inputs[i].frozen for i in deciding):
+            return False
+        what = "a branch (lax.cond or switch)" if kind == "cond" else "a loop (while_loop)"
+        self.problems.append(
+            f"{what} at {equation.source} depends on the value of a variable; a projection cannot "
+            "change the course of a program. Use jnp.where, or decide by data (what went through "
+            "jax.lax.stop_gradient is data)"
+        )
+        self.forget(equation)
+        return True
 
     def visit_objective(self, equation: Equation) -> None:
         """Losses may be scaled by data, summed and averaged on the way out."""
@@ -209,7 +230,6 @@ class _Builder:
             equation.source,
             equation.scope,
         )
-        self.check_conflict(constraint)
         self.constraints.append(constraint)
 
     def operand(self, value: Value) -> Operand:
@@ -249,7 +269,8 @@ class _Builder:
         reason = "no rule" if rule is None else rule.refusal(equation.params, variable)
         if _compat.loop_kind(equation.primitive):
             reason = (
-                "control flow over variables has no rule; unroll it, or let data decide outside"
+                "a loop whose length is not known while tracing has no rule; use lax.scan, "
+                "fori_loop with a static count, or unroll it"
             )
         self.missing.append((equation, f"{reason}, reached from {self.path(equation, variable)}"))
         self.forget(equation)
@@ -276,8 +297,30 @@ class _Builder:
             tuple(self.losses), tuple(self.losses.values()), tuple(self.linear), outputs
         )
 
-    def finish(self) -> None:
+    def feed_back(self) -> None:
+        """Put what the body of a scan writes in the place of the carry that it reads."""
+        for carry in self.carries:
+            source = self.views.get(self.program.feedback[carry.value])
+            if source is None:  # what writes it has no rule, and is reported
+                continue
+            self.views = {v: view.through(carry, source) for v, view in self.views.items()}
+            self.constraints = [
+                dataclasses.replace(
+                    c,
+                    operands=tuple(
+                        o.through(carry, source) if isinstance(o, View) else o for o in c.operands
+                    ),
+                )
+                for c in self.constraints
+            ]
+
+    def finish(self, strict: bool) -> None:
         """Report everything that is wrong, at once."""
+        for constraint in self.constraints:
+            self.check_conflict(constraint)
+        if not strict:
+            self.problems += [_missing_message(self.missing)] if self.missing else []
+            return
         if self.missing:
             raise MissingRuleError("\n".join([*self.problems, _missing_message(self.missing)]))
         if self.problems:
@@ -286,14 +329,15 @@ class _Builder:
 
 def _live(program: Program) -> set[Equation]:
     """The equations that output constraints see as variables, not behind a stop_gradient."""
-    live = {e for e in program.equations if e.primitive in OUTPUTS}
-    needed = set() if live else set(program.outputs)
-    for equation in reversed(program.equations):
-        if equation in live or not needed.isdisjoint(equation.outputs):
-            if equation.primitive is not jax.lax.stop_gradient_p:
-                live.add(equation)
-                needed.update(equation.inputs)
-    return live
+    roots = {e for e in program.equations if e.primitive in OUTPUTS}
+    values = () if roots else program.outputs
+
+    def through(equation: Equation) -> bool:
+        return equation.primitive is not jax.lax.stop_gradient_p
+
+    return set(
+        needed_equations(program.equations, program.feedback, values, roots, through=through)
+    )
 
 
 def _missing_message(missing: Iterable[tuple[Equation, str]]) -> str:

@@ -146,6 +146,22 @@ class View:
         )
         return dataclasses.replace(self, bases=bases, equations=equations)
 
+    def through(self, old: Variable, source: "View") -> "View":
+        """The same view with another one in the place of a base."""
+        if old not in self.bases:
+            return self
+        others = (base for base in self.bases if base is not old)
+        bases = tuple(dict.fromkeys((*source.bases, *others)))
+        inputs = {old.value: source.out}
+        equations = tuple(
+            dataclasses.replace(e, inputs=tuple(inputs.get(v, v) for v in e.inputs))
+            for e in self.equations
+        )
+        out = inputs.get(self.out, self.out)
+        return dataclasses.replace(
+            self, bases=bases, equations=source.equations + equations, out=out
+        )
+
     def elements(self, data: Mapping[Value, Any], names: Mapping[Variable, Any]) -> Any:
         """The name of the element that each operand element reads; None if data decide it.
 
@@ -179,7 +195,8 @@ Operand = View | Value
 class Constraint:
     """One instance of a rule: its operands (views of variables, or data) and its output.
 
-    ``out`` is None for an output constraint (a loss, a set).
+    ``out`` is None for an output constraint (a loss, a set); ``folded`` are the labels of the
+    constraints whose work it does, too.
     """
 
     name: str
@@ -189,6 +206,7 @@ class Constraint:
     out: Variable | None
     source: str
     scope: str = ""
+    folded: tuple[str, ...] = ()
 
     @property
     def reads(self) -> tuple[tuple[int, View], ...]:
@@ -251,6 +269,7 @@ class ConsensusGraph:
     constraints: tuple[Constraint, ...]
     objective: Objective
     outputs: tuple[View | None, ...] = ()
+    problems: tuple[str, ...] = ()
     colours: Mapping[Constraint | Variable, int] = dataclasses.field(default_factory=dict)
 
     @property

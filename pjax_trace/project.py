@@ -392,13 +392,10 @@ class _Run:
         env = graph.program.evaluate(parameters, data)
         known: dict[Value, Any] = {**env, **graph.objective.evaluate_scales(env)}
         self.graph, self.data, self.parameters = graph, data, parameters
-        self.start: dict[Variable, Array] = {}
-        for variable in graph.variables:
-            if variable.value in known:
-                self.start[variable] = known[variable.value]
-            else:  # an identity: the value of what it repeats
-                (view,) = [o for _, o in graph.producers[variable].reads]
-                self.start[variable] = self.start[view.bases[0]]
+        # An identity that was inserted has the value of what it repeats.
+        self.start: dict[Variable, Array] = {
+            v: known[(v.repeats or v).value] for v in graph.variables
+        }
         self._known = known
         self._weights = metric.resolve(graph)
         self.problem = Problem(graph, known, self.start, self._weights)

@@ -22,6 +22,7 @@ __all__ = [
     "CustomRule",
     "Entry",
     "Expansion",
+    "FunctionEntry",
     "Layout",
     "Moment",
     "Projection",
@@ -30,6 +31,8 @@ __all__ = [
     "ViewRule",
     "Weights",
     "entries",
+    "function_entries",
+    "register_function",
     "register_rule",
     "rule_for",
     "squared_distance",
@@ -475,6 +478,88 @@ def register_rule(
         )
     _RULES[primitive] = Entry(rule, tuple(cases), since, note)
     return rule
+
+
+class FunctionEntry:
+    """What the registry knows of a claimed function; see `register_function`."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        rule: Rule,
+        variants: Callable[[tuple[int, ...]], Sequence[dict[str, Any]]],
+        cases: tuple[Case, ...],
+        note: str,
+    ):
+        self.function, self.rule, self.cases, self.note = function, rule, cases, note
+        self._variants = variants
+
+    def variants_of(self, shape: tuple[int, ...]) -> list[tuple[tuple[str, Any], ...]]:
+        """The keyword arguments to look for, for an argument of this shape; hashable."""
+        return [tuple(sorted(variant.items())) for variant in self._variants(shape)]
+
+
+_FUNCTIONS: list[FunctionEntry] = []
+
+
+def register_function(
+    function: Callable[..., Any],
+    rule: Rule,
+    *,
+    variants: Sequence[dict[str, Any]] | Callable[[tuple[int, ...]], Sequence[dict[str, Any]]] = (
+        {},
+    ),
+    cases: Sequence[Case] = (),
+    note: str = "",
+) -> Rule:
+    """Let a rule claim a whole function of one array, instead of the primitives in it.
+
+    Wherever a traced program has the equations that ``function(x)`` traces to, they become one
+    constraint. It is matched by its traced body, not by its name.
+
+    Args:
+        function: takes one array, and keyword arguments that are no arrays; returns one array.
+        rule: with one operand; gets the keyword arguments as params.
+        variants: the keyword arguments to look for: a sequence of dictionaries, or a function from
+            the argument's shape to one.
+        cases: calls that the rule must get right, for the tests.
+        note: what the coverage table should say beside it.
+
+    Returns:
+        The rule.
+
+    Raises:
+        InputError: if an argument is of the wrong type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import pjax_trace as pjax
+        >>> def cautious(x):
+        ...     return jnp.maximum(x, 0.0) + jnp.minimum(x, 0.0)
+        >>> def nearest(operands, out, weights):
+        ...     (x,), (wx,), wz = operands, weights.operands, weights.out
+        ...     mean = (wx * x + wz * out) / (wx + wz)
+        ...     return (mean,), mean
+        >>> rule = pjax.register_function(cautious, pjax.CustomRule(cautious, nearest))
+        >>> (x,), z = pjax.project_point(cautious, (jnp.array([-1.0]),), jnp.array([1.0]))
+        >>> float(x[0]), float(z[0])
+        (0.0, 0.0)
+    """
+    _load_rule_packs()
+    if not callable(function) or not isinstance(rule, Rule):
+        raise InputError(
+            "register_function takes a function and a pjax_trace.Rule, not "
+            f"{function!r} and {rule!r}"
+        )
+    some = variants if callable(variants) else lambda shape: variants
+    _FUNCTIONS.append(FunctionEntry(function, rule, some, tuple(cases), note))
+    return rule
+
+
+def function_entries() -> list[FunctionEntry]:
+    """All functions that rules claim; later ones first."""
+    _load_rule_packs()
+    return _FUNCTIONS[::-1]
 
 
 def rule_for(primitive: Any) -> Rule | None:

@@ -67,6 +67,9 @@ def _merge(graph: ConsensusGraph, c: Constraint) -> tuple[Constraint, Constraint
         params = c.rule.absorb(c.params, position, (producer.rule, producer.params), layout)
         if params is not None:
             operands = c.operands[:position] + producer.operands + c.operands[position + 1 :]
-            name = producer.name
-            return dataclasses.replace(c, name=name, params=params, operands=operands), producer
+            folded = (*producer.folded, *c.folded, c.label)
+            merged = dataclasses.replace(
+                c, name=producer.name, params=params, operands=operands, folded=folded
+            )
+            return merged, producer
     return None

@@ -1,8 +1,11 @@
 """A Python function and its arguments → a flat program of primitives, variables and data apart.
 
-The interpreter inlines every call (jit, custom derivatives, remat, closed calls), numbers values
-and equations in program order, and classes each value: a *variable* may be moved by the solver, or
-is computed from one; everything else is *data* and is only ever evaluated. Dead code is dropped.
+The interpreter inlines every call (jit, custom derivatives, remat, closed calls), scan and cond,
+numbers values and equations in program order, and classes each value: a *variable* may be moved by
+the solver, or is computed from one; everything else is *data* and is only ever evaluated. Integers
+computed from variables (an argmax, indices) are data, as what `jax.lax.stop_gradient` returns:
+frozen at their forward values. Booleans of variables are relaxed to reals by their rules. Dead code
+is dropped.
 """
 
 import dataclasses
@@ -14,21 +17,27 @@ import jax
 import numpy as np
 
 from pjax_trace import _compat
+from pjax_trace.control import inline_branches, lift_scan
 from pjax_trace.errors import TraceError
+from pjax_trace.match import claim_functions
 from pjax_trace.registry import rule_for
 
-__all__ = ["Equation", "Program", "Value", "trace_program"]
+__all__ = ["Equation", "Program", "Value", "needed_equations", "trace_program"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Value:
-    """One array of a program, numbered in program order."""
+    """One array of a program, numbered in program order.
+
+    ``frozen`` are data that follow from variables: integers, and what is made of them.
+    """
 
     index: int
     shape: tuple[int, ...]
     dtype: Any
     variable: bool
     name: str = ""
+    frozen: bool = False
 
     def __repr__(self) -> str:
         dims = ",".join(map(str, self.shape))
@@ -66,6 +75,17 @@ class Program:
     constants: dict[Value, Any]
     equations: tuple[Equation, ...]
     outputs: tuple[Value, ...]
+    # What a scan's step reads as its carry → the same as a view of what the step before wrote.
+    feedback: dict[Value, Value] = dataclasses.field(default_factory=dict)
+
+    @property
+    def frozen(self) -> tuple[Equation, ...]:
+        """The equations whose outputs are data although they read variables."""
+        return tuple(
+            e
+            for e in self.equations
+            if any(v.variable for v in e.inputs) and not any(v.variable for v in e.outputs)
+        )
 
     @functools.cached_property
     def known(self) -> dict[Value, Any]:
@@ -98,10 +118,22 @@ class _Tracer:
         self.equations: list[Equation] = []
         self.constants: dict[Value, Any] = {}
         self.views: dict[Any, list[Value]] = {}
+        self.feedback: dict[Value, Value] = {}
 
-    def value(self, aval: Any, variable: bool, name: str = "") -> Value:
+    def snapshot(self) -> tuple[Any, ...]:
+        """What to give to `restore` to forget all that was traced since."""
+        containers = (self.equations, self.constants, self.views, self.feedback)
+        return self.count, *(c.copy() for c in containers)
+
+    def restore(self, snapshot: tuple[Any, ...]) -> None:
+        """Go back to a `snapshot`."""
+        self.count, self.equations, self.constants, self.views, self.feedback = snapshot
+
+    def value(
+        self, aval: Any, variable: bool, name: str = "", *, frozen: bool = False
+    ) -> Value:
         self.count += 1
-        return Value(self.count - 1, tuple(aval.shape), aval.dtype, variable, name)
+        return Value(self.count - 1, tuple(aval.shape), aval.dtype, variable, name, frozen)
 
     def constant(self, array: Any) -> Value:
         value = self.value(array, False)
@@ -135,45 +167,128 @@ class _Tracer:
 
         for eqn in jaxpr.eqns:
             operands = [read(atom) for atom in eqn.invars]
-            variable = any(v.variable for v in operands)
             inner = "/".join(filter(None, (scope, _compat.source_scope(eqn))))
             line = source if rewritten else _compat.source_line(eqn) or source
-            body = self.body(eqn, operands) if variable else None
-            if body is not None:
-                called, constants, new = body
-                results = self.walk(
-                    called,
-                    constants,
-                    operands,
-                    scope=inner,
-                    source=line,
-                    rewritten=new or rewritten,
-                )
-            elif (key := self.view_key(eqn, operands)) in self.views:
-                results = self.views[key]
-            else:
-                results = [self.output(eqn, var, variable) for var in eqn.outvars]
-                if key is not None:
-                    self.views[key] = results
-                self.equations.append(
-                    Equation(
-                        len(self.equations),
-                        eqn.primitive,
-                        eqn.params,
-                        tuple(operands),
-                        tuple(results),
-                        line,
-                        inner,
-                    )
-                )
+            results = None
+            if any(v.variable for v in operands):
+                results = self.inline(eqn, operands, inner, line, rewritten)
+            if results is None:
+                results = self.add(eqn, operands, inner, line)
             env.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def view_key(self, eqn: Any, operands: Sequence[Value]) -> Any:
-        """What a view equation is equal by: ``x[0] * x[0]`` is a square too. None for others."""
+    def inline(
+        self, eqn: Any, operands: Sequence[Value], scope: str, source: str, rewritten: bool
+    ) -> list[Value] | None:
+        """The outputs of an equation that stands for others; None if it is one of its own."""
+        walk_jaxpr = functools.partial(self.walk, scope=scope, source=source, rewritten=rewritten)
+
+        def walk(function: Callable[..., Any], *values: Value, own: bool = True) -> list[Value]:
+            closed = jax.make_jaxpr(function)(
+                *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values)
+            )
+            return self.walk(
+                closed.jaxpr,
+                closed.consts,
+                values,
+                scope=scope,
+                source=source,
+                rewritten=rewritten or not own,
+            )
+
+        kind = _compat.loop_kind(eqn.primitive)
+        relaxed = [v.dtype != a.aval.dtype for v, a in zip(operands, eqn.invars, strict=True)]
+        if kind and any(relaxed):
+            raise TraceError(
+                f"a boolean that depends on variables enters a {kind} at {source}; make it a "
+                "float first (jnp.where(condition, 1.0, 0.0)), or compute it inside"
+            )
+        if kind == "scan":
+            return lift_scan(self, eqn, operands, walk)
+        if kind == "cond" and not (operands[0].variable or operands[0].frozen):
+            return inline_branches(eqn, operands, walk_jaxpr, walk)
+        call = _compat.call_body(eqn)
+        if call is not None:
+            return walk_jaxpr(*call, operands)
         rule = rule_for(eqn.primitive)
         variable = tuple(v.variable for v in operands)
-        if rule is None or not any(variable) or not rule.is_view(eqn.params, variable):
+        function = rule.rewrite(eqn.params, operands, variable) if rule else None
+        if function is None and any(relaxed):
+            function = self.relaxed(eqn, operands, source)
+        return None if function is None else walk(function, *operands, own=False)
+
+    def relaxed(
+        self, eqn: Any, operands: Sequence[Value], source: str
+    ) -> Callable[..., Any] | None:
+        """An equation on booleans, some of which are relaxed to reals, as one on reals."""
+        dtype = next(v.dtype for v in operands if v.variable)
+        flags = [v.dtype == bool for v in operands]
+        avals = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in operands]
+        # Booleans beside relaxed ones are reals, too, but a predicate stays what it is.
+        for cast in (flags, [False, *flags[1:]], [False] * len(flags)):
+
+            def function(*xs: Any, cast: Sequence[bool] = tuple(cast)) -> list[Any]:
+                xs = tuple(x.astype(dtype) if c else x for x, c in zip(xs, cast, strict=True))
+                return _compat.bind(eqn.primitive, eqn.params, *xs)
+
+            try:
+                jax.eval_shape(function, *avals)
+            except TypeError:
+                continue
+            return function
+        raise TraceError(
+            f"{eqn.primitive.name} at {source} reads a boolean that depends on variables, and has "
+            "no relaxation to reals; use jnp.where, &, | and ~"
+        )
+
+    def add(self, eqn: Any, operands: Sequence[Value], scope: str, source: str) -> list[Value]:
+        """The outputs of an equation of its own; those of an equal view, if there is one."""
+        key = self.view_key(eqn, operands)
+        if key in self.views:
+            return self.views[key]
+        # stop_gradient means stop here too: its output is data, frozen at the forward value. So
+        # are integers, which could not move.
+        moving = eqn.primitive is not jax.lax.stop_gradient_p and any(v.variable for v in operands)
+        avals = [var.aval for var in eqn.outvars]
+        flags = [moving and bool(np.issubdtype(a.dtype, np.inexact)) for a in avals]
+        results = self.emit(eqn.primitive, eqn.params, operands, flags, avals, scope, source)
+        if key is not None:
+            self.views[key] = results
+        return results
+
+    def emit(
+        self,
+        primitive: Any,
+        params: dict[str, Any],
+        operands: Sequence[Value],
+        variable: Sequence[bool],
+        avals: Sequence[Any] | None = None,
+        scope: str = "",
+        source: str = "",
+    ) -> list[Value]:
+        """Add an equation, with outputs that are variables or not."""
+        if avals is None:
+            shapes = (jax.ShapeDtypeStruct(v.shape, v.dtype) for v in operands)
+            avals = jax.eval_shape(functools.partial(_compat.bind, primitive, params), *shapes)
+        moves = any(v.variable or v.frozen for v in operands)
+        frozen = moves and primitive is not jax.lax.stop_gradient_p
+        results = [
+            self.value(a, flag, frozen=frozen and not flag)
+            for a, flag in zip(avals, variable, strict=True)
+        ]
+        index, inputs, outputs = len(self.equations), tuple(operands), tuple(results)
+        self.equations.append(Equation(index, primitive, params, inputs, outputs, source, scope))
+        return results
+
+    def is_view(self, primitive: Any, params: dict[str, Any], operands: Sequence[Value]) -> bool:
+        """Whether an equation is a view of variables."""
+        rule = rule_for(primitive)
+        variable = tuple(v.variable for v in operands)
+        return rule is not None and any(variable) and rule.is_view(params, variable)
+
+    def view_key(self, eqn: Any, operands: Sequence[Value]) -> Any:
+        """What a view equation is equal by: ``x[0] * x[0]`` is a square too. None for others."""
+        if not self.is_view(eqn.primitive, eqn.params, operands):
             return None
         key = (eqn.primitive, tuple(operands), tuple(sorted(eqn.params.items(), key=str)))
         try:
@@ -182,24 +297,19 @@ class _Tracer:
             return None
         return key
 
-    def body(self, eqn: Any, operands: Sequence[Value]) -> tuple[Any, Sequence[Any], bool] | None:
-        """The jaxpr to walk in place of an equation: a call's own, or a rule's rewriting of it."""
-        call = _compat.call_body(eqn)
-        if call is not None:
-            return *call, False
-        rule = rule_for(eqn.primitive)
-        variable = tuple(v.variable for v in operands)
-        function = rule.rewrite(eqn.params, operands, variable) if rule else None
-        if function is None:
-            return None
-        avals = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in operands]
-        closed = jax.make_jaxpr(function)(*avals)
-        return closed.jaxpr, closed.consts, True
-
-    def output(self, eqn: Any, var: Any, variable: bool) -> Value:
-        # stop_gradient means stop here too: its output is data, frozen at the forward value.
-        frozen = eqn.primitive is jax.lax.stop_gradient_p
-        return self.value(var.aval, variable and not frozen)
+    def rests_on(self, value: Value, carries: Collection[Value]) -> bool:
+        """Whether a value is a view of what some step of a scan reads as its carry."""
+        producers = {v: e for e in self.equations for v in e.outputs}
+        queue, seen = [value], set()
+        while queue:
+            value = queue.pop()
+            if value in carries:
+                return True
+            e = producers.get(value)
+            if value not in seen and e and self.is_view(e.primitive, e.params, e.inputs):
+                queue += [v for v in e.inputs if v.variable]
+            seen.add(value)
+        return False
 
 
 def trace_program(
@@ -211,6 +321,7 @@ def trace_program(
     source: str = "",
     roots: Collection[Any] = (),
     objectives: Collection[Any] = (),
+    claim: bool = True,
 ) -> Program:
     """Trace ``function(parameters, data)``, both flat lists of arrays, into a program.
 
@@ -224,6 +335,7 @@ def trace_program(
             roots, everything that the function returns is kept.
         objectives: those of the roots whose outputs are losses; what the function makes of a loss
             on the way to its own outputs is kept too.
+        claim: whether rules may claim whole functions.
 
     Raises:
         TraceError: if a loop or branch of Python depends on a variable.
@@ -248,17 +360,20 @@ def trace_program(
         for position, (var, name) in enumerate(zip(jaxpr.invars, names, strict=True))
     ]
     outputs = tracer.walk(jaxpr, closed.consts, inputs, source=source)
+    if claim:
+        tracer.equations = claim_functions(tracer.equations, tracer.constants)
     return Program(
         tuple(inputs[: len(parameters)]),
         tuple(inputs[len(parameters) :]),
         tracer.constants,
-        _live(tracer.equations, outputs, roots, objectives),
+        _live(tracer, outputs, roots, objectives),
         tuple(outputs),
+        tracer.feedback,
     )
 
 
 def _live(
-    equations: list[Equation],
+    tracer: _Tracer,
     outputs: Sequence[Value],
     roots: Collection[Any],
     objectives: Collection[Any],
@@ -269,13 +384,28 @@ def _live(
     the function's own outputs keep alive only what they make of a loss.
     """
     losses: set[Value] = set()
-    for equation in equations:
+    for equation in tracer.equations:
         if equation.primitive in objectives or not losses.isdisjoint(equation.inputs):
             losses.update(equation.outputs)
+    roots_of = {e for e in tracer.equations if e.primitive in roots}
     needed = {value for value in outputs if value in losses or not roots}
-    kept = []
-    for equation in reversed(equations):
-        if equation.primitive in roots or not needed.isdisjoint(equation.outputs):
-            needed.update(equation.inputs)
-            kept.append(equation)
-    return tuple(reversed(kept))
+    return tuple(needed_equations(tracer.equations, tracer.feedback, needed, roots_of))
+
+
+def needed_equations(
+    equations: Sequence[Equation],
+    feedback: dict[Value, Value],
+    values: Collection[Value],
+    roots: Collection[Equation] = (),
+    through: Callable[[Equation], bool] = lambda equation: True,
+) -> list[Equation]:
+    """The equations that ``values`` and ``roots`` need, in program order; carries lead back."""
+    needed, kept, size = set(values), set(roots), -1
+    while len(kept) > size:  # a step needs what the step before wrote, further down the program
+        size = len(kept)
+        for equation in reversed(equations):
+            if (equation in kept or not needed.isdisjoint(equation.outputs)) and through(equation):
+                kept.add(equation)
+                needed.update(equation.inputs)
+                needed.update(feedback[v] for v in equation.outputs if v in feedback)
+    return [e for e in equations if e in kept]

@@ -1,0 +1,168 @@
+"""Control flow, inlined while tracing: scans are lifted over time, branches are selected by data.
+
+A scan's body is mapped over the time axis, so that one equation stands for all steps and all are
+projected at once. Its carry is fed back: what step t reads is what step t − 1 wrote, a view of the
+carry's initial value and of the values that the body writes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pjax_trace import _compat
+from pjax_trace.calls import call, function_p
+from pjax_trace.errors import TraceError
+
+if TYPE_CHECKING:
+    from pjax_trace.trace import Value, _Tracer
+
+__all__ = ["carries_p", "inline_branches", "lift_scan"]
+
+Walk = Callable[..., list["Value"]]
+
+
+def _carries(
+    *operands: Any, body: Any, consts: int, carries: int, length: int, reverse: bool
+) -> list[Any]:
+    """What every step of a scan reads as its carry, by really running it."""
+    fixed, start, inputs = _parts(operands, consts, carries)
+
+    def step(carry: Any, x: Any) -> Any:
+        return _compat.run_jaxpr(body, *fixed, *carry, *x)[:carries], carry
+
+    return lax.scan(step, list(start), list(inputs), length=length, reverse=reverse)[1]
+
+
+def _unmapped(*_: Any) -> Any:
+    raise NotImplementedError("programs are traced after jax.vmap, never before")
+
+
+carries_p = _compat.new_primitive("scan_carries", implementation=_carries, batch=_unmapped)
+
+
+def _parts(operands: Sequence[Any], consts: int, carries: int) -> tuple[Sequence[Any], ...]:
+    return operands[:consts], operands[consts : consts + carries], operands[consts + carries :]
+
+
+def lift_scan(
+    tracer: "_Tracer", eqn: Any, operands: Sequence["Value"], walk: Walk
+) -> list["Value"]:
+    """The outputs of a scan over variables, its body lifted over time.
+
+    Args:
+        tracer: to which equations are added.
+        eqn: the scan.
+        operands: of the scan.
+        walk: ``walk(function, *values)`` adds the equations of a JAX function.
+    """
+    scan = _compat.scan_parts(eqn)
+    if not scan.length:
+        empty = [np.zeros(var.aval.shape, var.aval.dtype) for var in eqn.outvars[scan.carries :]]
+        return [*_parts(operands, scan.consts, scan.carries)[1], *map(tracer.constant, empty)]
+    _, start, _ = _parts(operands, scan.consts, scan.carries)
+    _, slots, _ = _parts(scan.body.jaxpr.invars, scan.consts, scan.carries)
+    written = scan.body.jaxpr.outvars[: scan.carries]
+    # A carry that is handed on as it is, is a constant of the loop.
+    fixed = [slot is out for slot, out in zip(slots, written, strict=True)]
+    variable = [v.variable and not still for v, still in zip(start, fixed, strict=True)]
+    while True:
+        attempt = tracer.snapshot()
+        outputs, grown = _lift(tracer, scan, operands, fixed, variable, walk)
+        if grown == variable:
+            return outputs
+        # A carry that starts as data and is written by variables: once more, knowing that.
+        tracer.restore(attempt)
+        variable = grown
+
+
+def _lift(
+    tracer: "_Tracer",
+    scan: _compat.Scan,
+    operands: Sequence["Value"],
+    fixed: Sequence[bool],
+    variable: Sequence[bool],
+    walk: Walk,
+) -> tuple[list["Value"], list[bool]]:
+    consts, start, inputs = _parts(operands, scan.consts, scan.carries)
+    slots = list(start)
+    if not all(fixed):
+        params = {**scan._asdict(), "body": scan.body}
+        slots = tracer.emit(
+            carries_p, params, operands, [v and not f for v, f in zip(variable, fixed)]
+        )
+        slots = [s if f else slot for s, slot, f in zip(start, slots, fixed, strict=True)]
+
+    def body(*arrays: Any) -> list[Any]:
+        axes = (None,) * scan.consts + tuple(None if f else 0 for f in fixed)
+        axes += (0,) * len(inputs)
+        mapped = jax.vmap(
+            lambda *row: _compat.run_jaxpr(scan.body, *row), axes, axis_size=scan.length
+        )
+        return mapped(*arrays)
+
+    results = walk(body, *consts, *slots, *inputs)
+    written, outputs = results[: scan.carries], results[scan.carries :]
+    grown = [v or (w.variable and not f) for v, w, f in zip(variable, written, fixed, strict=True)]
+    if grown != variable:
+        return [], grown
+    finals = []
+    for i, (first, slot, out) in enumerate(zip(start, slots, written, strict=True)):
+        if fixed[i]:
+            finals.append(first)
+            continue
+        if variable[i]:
+            out = _fed_back(tracer, scan, first, slot, out, walk)
+        end = 0 if scan.reverse else scan.length - 1
+        finals += walk(lambda x, i=end: lax.index_in_dim(x, i, keepdims=False), out)
+    return [*finals, *outputs], grown
+
+
+def _fed_back(
+    tracer: "_Tracer", scan: _compat.Scan, first: "Value", slot: "Value", out: "Value", walk: Walk
+) -> "Value":
+    """Say where a carry is read from; returns what the body writes."""
+    if out.dtype != slot.dtype:
+        raise TraceError(
+            "a carry of a scan is a boolean that depends on variables; carry a float instead "
+            "(jnp.where(condition, 1.0, 0.0))"
+        )
+    if tracer.rests_on(out, tracer.feedback.keys() | {slot}):
+        # A carry that only moves other carries about has no constraint to be written by.
+        from pjax_trace.rules.sums import identity  # the rules need the registry first
+
+        rule, params = identity(out.shape)
+        (out,) = walk(
+            lambda x: call(function_p, rule, x, name="carry", params=tuple(params.items())), out
+        )
+
+    def read(first: Any, out: Any) -> Any:
+        first = first[None].astype(out.dtype)
+        if scan.reverse:
+            return jnp.concatenate([out[1:], first])
+        return jnp.concatenate([first, out[:-1]])
+
+    (source,) = walk(read, first, out)
+    tracer.feedback[slot] = source
+    return out
+
+
+def inline_branches(
+    eqn: Any, operands: Sequence["Value"], walk_jaxpr: Walk, walk: Walk
+) -> list[Any]:
+    """The outputs of a cond or switch by data: those of all branches, selected."""
+    index, *inputs = operands
+    branches = [walk_jaxpr(b.jaxpr, b.consts, inputs) for b in eqn.params["branches"]]
+
+    def select(index: Any, *cases: Any) -> Any:
+        dtype = jnp.result_type(*cases)
+        index = jnp.clip(index.astype(jnp.int32), 0, len(cases) - 1)
+        return lax.select_n(index, *(x.astype(dtype) for x in cases))
+
+    outputs = []
+    for cases in zip(*branches, strict=True):
+        outputs += walk(select, index, *cases)
+    return outputs

@@ -1,0 +1,176 @@
+"""Functions that a rule claims as a whole, found in a traced program by their bodies.
+
+A claimed function of one array is traced at the shape of every value that may be its argument; where
+the program has the same equations, they become one constraint. Names play no part: what a user
+wrote out by hand is found, too, and a function that was replaced by another is not.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pjax_trace.calls import function_p
+from pjax_trace.registry import FunctionEntry, function_entries
+
+if TYPE_CHECKING:
+    from pjax_trace.trace import Equation, Program, Value
+
+__all__ = ["claim_functions"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pattern:
+    """A function of one array, traced: the equations that depend on it."""
+
+    program: "Program"
+    equations: tuple["Equation", ...]
+
+    @staticmethod
+    def of(program: "Program") -> "_Pattern":
+        reached = set(program.parameters)
+        equations = []
+        for e in program.equations:
+            if not reached.isdisjoint(e.inputs):
+                reached.update(e.outputs)
+                equations.append(e)
+        return _Pattern(program, tuple(equations))
+
+
+@functools.cache
+def _pattern(
+    entry: FunctionEntry, variant: tuple[tuple[str, Any], ...], shape: tuple[int, ...], dtype: Any
+) -> _Pattern | None:
+    """What a function traces to, or None if it takes no such argument."""
+    import jax
+
+    from pjax_trace.trace import trace_program
+
+    def function(parameters: list[Any], _: list[Any]) -> Any:
+        return entry.function(parameters[0], **dict(variant))
+
+    try:
+        aval = jax.ShapeDtypeStruct(shape, dtype)
+        program = trace_program(function, [aval], [], names=["x"], claim=False)
+    except Exception:  # whatever the function has against such an argument
+        return None
+    (*_, out), (value,) = ((program.outputs or (None,)), program.parameters)
+    alike = out is not None and out.variable and len(program.outputs) == 1
+    return _Pattern.of(program) if alike and out is not value else None
+
+
+class _Matcher:
+    """One program, to find patterns in."""
+
+    def __init__(self, equations: Sequence["Equation"], constants: Mapping["Value", Any]):
+        self.equations = list(equations)
+        self.constants = constants
+        self.producers = {v: e for e in equations for v in e.outputs}
+        self.readers: dict[Value, list[Equation]] = {}
+        for e in equations:
+            for value in dict.fromkeys(e.inputs):
+                self.readers.setdefault(value, []).append(e)
+        self.used: set[Equation] = set()
+
+    def find(self, pattern: _Pattern, x: "Value") -> dict[Any, Any] | None:
+        """The values (and equations) that stand for the pattern's, with ``x`` as its argument."""
+        return next(self._extend(pattern, 0, {pattern.program.parameters[0]: x}), None)
+
+    def _extend(
+        self, pattern: _Pattern, number: int, found: dict[Any, Any]
+    ) -> Iterator[dict[Any, Any]]:
+        if number == len(pattern.equations):
+            yield found
+            return
+        wanted = pattern.equations[number]
+        known = next(v for v in wanted.inputs if v in found)
+        for e in self.readers.get(found[known], ()):
+            if e in self.used or not self._alike(pattern, wanted, e, found):
+                continue
+            pairs = zip(wanted.outputs, e.outputs, strict=True)
+            yield from self._extend(pattern, number + 1, {**found, wanted: e, **dict(pairs)})
+
+    def _alike(
+        self, pattern: _Pattern, wanted: "Equation", e: "Equation", found: Mapping[Any, Any]
+    ) -> bool:
+        if wanted.primitive is not e.primitive or len(wanted.inputs) != len(e.inputs):
+            return False
+        return _same_params(wanted.params, e.params) and all(
+            found[a] is b if a in found else self._same_data(pattern, a, b)
+            for a, b in zip(wanted.inputs, e.inputs, strict=True)
+        )
+
+    def _same_data(self, pattern: _Pattern, wanted: "Value", value: "Value") -> bool:
+        """Whether data are constants of the same values, or made of such in the same way."""
+        if wanted.shape != value.shape or wanted.dtype != value.dtype:
+            return False
+        constants = pattern.program.constants
+        if wanted in constants:
+            if value not in self.constants:
+                return False
+            try:
+                return np.array_equal(constants[wanted], self.constants[value], equal_nan=True)
+            except Exception:  # a traced constant, or one of a type of its own
+                return constants[wanted] is self.constants[value]
+        made = next((e for e in pattern.program.equations if wanted in e.outputs), None)
+        e = self.producers.get(value)
+        if made is None or e is None or made.outputs.index(wanted) != e.outputs.index(value):
+            return False
+        return (
+            made.primitive is e.primitive
+            and _same_params(made.params, e.params)
+            and len(made.inputs) == len(e.inputs)
+            and all(map(functools.partial(self._same_data, pattern), made.inputs, e.inputs))
+        )
+
+
+def _same_params(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    if one.keys() != other.keys():
+        return False
+    for name, value in one.items():
+        try:
+            same = bool(value == other[name])
+        except Exception:  # arrays, or what cannot be compared
+            same = False
+        # A jaxpr prints alike if it is alike.
+        if not same and str(value) != str(other[name]):
+            return False
+    return True
+
+
+def claim_functions(
+    equations: Sequence["Equation"], constants: Mapping["Value", Any]
+) -> list["Equation"]:
+    """The equations, each claimed function being one of them; what it leaves unread stays."""
+    matcher = _Matcher(equations, constants)
+    primitives = {e.primitive for e in equations}
+    values = list(dict.fromkeys(v for e in equations for v in e.inputs if v.variable))
+    shapes = dict.fromkeys((v.shape, v.dtype) for v in values)
+    patterns = []
+    for entry in function_entries():
+        for shape, dtype in shapes:
+            for variant in entry.variants_of(shape):
+                pattern = _pattern(entry, variant, shape, dtype)
+                if pattern and primitives.issuperset(e.primitive for e in pattern.equations):
+                    patterns.append((entry, variant, pattern))
+    patterns.sort(key=lambda p: -len(p[2].equations))  # the larger function has the smaller in it
+    for entry, variant, pattern in patterns:
+        (parameter,), (result,) = pattern.program.parameters, pattern.program.outputs
+        for x in values:
+            if (x.shape, x.dtype) != (parameter.shape, parameter.dtype):
+                continue
+            found = matcher.find(pattern, x)
+            if found is None:
+                continue
+            out = found[result]
+            matcher.used.update(found[e] for e in pattern.equations)
+            place = matcher.producers[out]
+            name = getattr(entry.function, "__name__", "function")
+            params = {"rule": entry.rule, "name": name, "params": variant}
+            claimed = dataclasses.replace(
+                place, primitive=function_p, params=params, inputs=(x,), outputs=(out,)
+            )
+            matcher.equations[matcher.equations.index(place)] = claimed
+    return matcher.equations
