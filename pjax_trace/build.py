@@ -279,6 +279,7 @@ class _Builder:
         """Go on as if the outputs were free variables, to find everything else that is wrong."""
         for value in equation.outputs:
             stub = Variable(equation.primitive.name, value, True)
+            self.parameters.append(stub)
             self.views[value] = View((stub,), (), value)
 
     def path(self, equation: Equation, variable: Sequence[bool]) -> str:
@@ -302,6 +303,7 @@ class _Builder:
         for carry in self.carries:
             source = self.views.get(self.program.feedback[carry.value])
             if source is None:  # what writes it has no rule, and is reported
+                self.parameters.append(carry)
                 continue
             self.views = {v: view.through(carry, source) for v, view in self.views.items()}
             self.constraints = [

@@ -37,6 +37,16 @@ class BatchedRule(Rule):
         """The inner rule's family."""
         return self.inner.family
 
+    @property
+    def granularity(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The inner rule's granularity."""
+        return self.inner.granularity
+
+    @property
+    def exactness(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The inner rule's exactness."""
+        return self.inner.exactness
+
     def _axes(self, operands: Sequence[Any]) -> tuple[int | None, ...]:
         # An output constraint gets one operand more than the call has: the scale of its loss.
         return self.axes + (0,) * (len(operands) - len(self.axes))

@@ -10,6 +10,7 @@ incoming ones satisfy its equation.
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -307,6 +308,24 @@ class ConsensusGraph:
     def node(self, variable: Variable) -> "Constraint | Variable":
         """What produces a variable."""
         return self.producers.get(variable, variable)
+
+    def to_dot(self) -> str:
+        """The graph in the language of Graphviz."""
+        from pjax_trace import picture  # which draws graphs
+
+        return picture.to_dot(self)
+
+    def plot(self, path: str | os.PathLike[str], *, width: float = 16, dpi: float = 150) -> None:
+        """Save a picture of the coloured graph; needs matplotlib.
+
+        Args:
+            path: of the file, ending in ``.png``, ``.svg`` or ``.pdf``.
+            width: of the picture, in inches.
+            dpi: dots per inch, of a PNG.
+        """
+        from pjax_trace import picture
+
+        picture.plot(self, path, width=width, dpi=dpi)
 
     def __str__(self) -> str:
         lines = [

@@ -1,8 +1,8 @@
 """Functions that a rule claims as a whole, found in a traced program by their bodies.
 
-A claimed function of one array is traced at the shape of every value that may be its argument; where
-the program has the same equations, they become one constraint. Names play no part: what a user
-wrote out by hand is found, too, and a function that was replaced by another is not.
+A claimed function of one array is traced at the shape of every value that may be its argument;
+where the program has the same equations, they become one constraint. Names play no part: what a
+user wrote out by hand is found, too, and a function that was replaced by another is not.
 """
 
 import dataclasses

@@ -17,6 +17,7 @@ from pjax_trace import _compat
 from pjax_trace.build import OUTPUTS, build_graph
 from pjax_trace.calls import loss_p
 from pjax_trace.errors import InputError, NonFiniteError, TraceError
+from pjax_trace.explain import explanation
 from pjax_trace.graph import ConsensusGraph, Constraint, Variable
 from pjax_trace.lower import Copies, CopyFree, Problem, Space, expand_copies
 from pjax_trace.metric import Metric
@@ -203,6 +204,18 @@ class Projected:
         signature, parameters, data = self._split(args, kwargs)
         return self._graph(signature, parameters, data)
 
+    def explain(self, *args: Any, **kwargs: Any) -> None:
+        """Print what a call compiles to, what it costs, and what is missing; nothing is run.
+
+        The first thing to look at when something is wrong: it shows missing rules, too, instead of
+        failing on them.
+        """
+        signature, parameters, data = self._split(args, kwargs)
+        names = (*signature.parameter_names, *signature.data_names)
+        name = getattr(self._fn, "__name__", "the function")
+        function, copies = self._flat(signature), self._copies
+        print(explanation(function, parameters, data, names=names, name=name, copies=copies))
+
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """The update of a call, lowered by XLA but not run; ``.compile()`` goes on, as for jit."""
         signature, parameters, data = self._split(args, kwargs)
@@ -256,15 +269,20 @@ class Projected:
             raise InputError(f"an argument that is no array must be hashable: {error}") from error
         return signature, parameters, data
 
-    def _graph(
-        self, signature: _Signature, parameters: Sequence[Any], data: Sequence[Any]
-    ) -> ConsensusGraph:
+    def _flat(self, signature: _Signature) -> Callable[..., list[Any]]:
+        """The function, from flat lists of arrays to one."""
+
         def function(parameters: list[Any], data: list[Any]) -> list[Any]:
             args, kwargs = signature.rebuild(parameters, data)
             return jax.tree.leaves(eqx.filter(self._fn(*args, **kwargs), eqx.is_array))
 
+        return function
+
+    def _graph(
+        self, signature: _Signature, parameters: Sequence[Any], data: Sequence[Any]
+    ) -> ConsensusGraph:
         program = trace_program(
-            function,
+            self._flat(signature),
             parameters,
             data,
             names=(*signature.parameter_names, *signature.data_names),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pjax_trace import _compat
@@ -93,7 +94,7 @@ class Program:
         known = {v: a for v, a in self.constants.items() if _compat.is_known(a)}
         with jax.ensure_compile_time_eval():
             for e in self.equations:
-                integers = not any(np.issubdtype(v.dtype, np.inexact) for v in e.outputs)
+                integers = all(v.dtype == bool or _is_integer(v.dtype) for v in e.outputs)
                 if integers and all(v in known for v in e.inputs):
                     results = e.evaluate(*(known[v] for v in e.inputs))
                     known.update(zip(e.outputs, results, strict=True))
@@ -108,6 +109,10 @@ class Program:
             results = equation.evaluate(*(env[v] for v in equation.inputs))
             env.update(zip(equation.outputs, results, strict=True))
         return env
+
+
+def _is_integer(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.integer))  # which knows the types of random keys
 
 
 class _Tracer:
@@ -129,9 +134,7 @@ class _Tracer:
         """Go back to a `snapshot`."""
         self.count, self.equations, self.constants, self.views, self.feedback = snapshot
 
-    def value(
-        self, aval: Any, variable: bool, name: str = "", *, frozen: bool = False
-    ) -> Value:
+    def value(self, aval: Any, variable: bool, name: str = "", *, frozen: bool = False) -> Value:
         self.count += 1
         return Value(self.count - 1, tuple(aval.shape), aval.dtype, variable, name, frozen)
 
@@ -250,7 +253,7 @@ class _Tracer:
         # are integers, which could not move.
         moving = eqn.primitive is not jax.lax.stop_gradient_p and any(v.variable for v in operands)
         avals = [var.aval for var in eqn.outvars]
-        flags = [moving and bool(np.issubdtype(a.dtype, np.inexact)) for a in avals]
+        flags = [moving and bool(jnp.issubdtype(a.dtype, jnp.inexact)) for a in avals]
         results = self.emit(eqn.primitive, eqn.params, operands, flags, avals, scope, source)
         if key is not None:
             self.views[key] = results

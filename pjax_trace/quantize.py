@@ -1,0 +1,78 @@
+"""Weights and activations of few levels."""
+
+import operator
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from pjax_trace import _compat
+from pjax_trace.calls import call, function_p
+from pjax_trace.errors import InputError
+from pjax_trace.rules import discrete
+
+__all__ = ["quantize"]
+
+
+def quantize(x: Float[Array, "..."], levels: int, scale: ArrayLike = 1.0) -> Float[Array, "..."]:
+    """Round to the nearest of equally spaced levels in ``[−scale, scale]``, elementwise.
+
+    Two levels are binary, three ternary, 256 an 8-bit number. What is beyond the outermost level
+    is rounded to it; halfway between two, up.
+
+    To JAX it is an ordinary function, whose derivative by ``x`` is zero. In a function that
+    `pjax_trace.project` solves it is a constraint, projected onto exactly, so that weights and
+    activations of few levels can be trained: ``pjax.quantize(w, 3) @ x``.
+
+    Args:
+        x: a floating-point array.
+        levels: how many, at least 2; static.
+        scale: the outermost level, positive; an array broadcasts to ``x``. It must be data, not
+            what a solver moves.
+
+    Returns:
+        An array like ``x``.
+
+    Raises:
+        InputError: if ``x`` is not floating point, ``levels`` is no integer above 1 or too many for
+            the precision of ``x``, or ``scale`` is not positive, not finite or of a shape that does
+            not broadcast to that of ``x``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import pjax_trace as pjax
+        >>> pjax.quantize(jnp.array([-3.0, -0.4, 0.2, 0.6]), 3).tolist()
+        [-1.0, 0.0, 0.0, 1.0]
+        >>> pjax.quantize(jnp.array([-0.3, 0.0, 0.3]), 2, 0.5).tolist()
+        [-0.5, 0.5, 0.5]
+    """
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InputError(f"quantize: the array must be floating point, not {x.dtype}")
+    try:
+        count = operator.index(levels)
+    except TypeError as error:
+        raise InputError(f"quantize: levels must be an integer, not {levels!r}") from error
+    most = int(1 / (4 * jnp.finfo(x.dtype).eps))
+    if isinstance(levels, bool) or not 2 <= count <= most:
+        raise InputError(
+            f"quantize: levels must be an integer from 2 to {most} for {x.dtype}, not {levels!r}"
+        )
+    try:
+        # What is known stays NumPy's, so that the levels are the same numbers under jit.
+        known = _compat.is_known(scale)
+        outermost = np.asarray(scale, x.dtype) if known else jnp.asarray(scale).astype(x.dtype)
+        fits = np.broadcast_shapes(outermost.shape, x.shape) == x.shape
+    except (TypeError, ValueError) as error:
+        raise InputError(f"quantize: scale {scale!r} does not fit shape {x.shape}") from error
+    if not fits:
+        raise InputError(
+            f"quantize: scale has shape {outermost.shape}, which does not broadcast to {x.shape}"
+        )
+    if isinstance(outermost, np.ndarray):
+        if not np.all((outermost > 0) & np.isfinite(outermost)):
+            raise InputError("quantize: scale must be positive and finite")
+    unit = outermost / np.asarray((count - 1) / 2, x.dtype)
+    unit = jnp.asarray(unit).reshape((1,) * (x.ndim - outermost.ndim) + outermost.shape)
+    params = (("levels", count),)
+    return call(function_p, discrete.QUANTIZE, x, unit, name="quantize", params=params)
