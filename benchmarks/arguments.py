@@ -2,9 +2,13 @@
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-__all__ = ["count", "output_file", "positive", "sizes"]
+__all__ = ["count", "output_file", "positive", "several"]
+
+T = TypeVar("T")
 
 
 def count(text: str) -> int:
@@ -23,9 +27,14 @@ def positive(text: str) -> float:
     return value
 
 
-def sizes(text: str) -> list[int]:
-    """Sizes of layers, separated by commas."""
-    return [count(part) for part in text.split(",")]
+def several(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """Values of a kind, separated by commas."""
+
+    def values(text: str) -> list[T]:
+        return [kind(part) for part in text.split(",")]
+
+    values.__name__ = f"comma-separated {kind.__name__}"  # For argparse's messages.
+    return values
 
 
 def output_file(text: str) -> Path:

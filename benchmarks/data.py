@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Int32, Shaped, UInt8
 
-__all__ = ["DATASETS", "DataError", "Dataset", "batches", "digits", "load", "mnist"]
+__all__ = ["DATASETS", "DataError", "Dataset", "batches", "digits", "load", "mnist", "shakespeare"]
 
 
 class DataError(Exception):
@@ -18,31 +18,38 @@ class DataError(Exception):
 
 
 class Dataset(NamedTuple):
-    """Flat inputs in [0, 1] and integer labels, split once and for all."""
+    """Inputs and integer labels, split once and for all.
 
-    train_x: Float32[np.ndarray, "train features"]
-    train_y: Int32[np.ndarray, "train"]
-    test_x: Float32[np.ndarray, "test features"]
-    test_y: Int32[np.ndarray, "test"]
+    Images are float32 ``[1, height, width]`` in [0, 1], each with one label; sequences are int32
+    ``[length]`` with a label for every element.
+    """
+
+    train_x: Shaped[np.ndarray, "train ..."]
+    train_y: Int32[np.ndarray, "train ..."]
+    test_x: Shaped[np.ndarray, "test ..."]
+    test_y: Int32[np.ndarray, "test ..."]
+
+    @property
+    def classes(self) -> int:
+        """How many labels there are."""
+        return 1 + int(max(self.train_y.max(), self.test_y.max()))
 
 
-def digits(data_dir: Path | None = None) -> Dataset:
+def digits(data_dir: Path | None = None, length: int = 64) -> Dataset:
     """Scikit-learn's 8x8 digits, 1437 to train on and 360 held out, stratified; needs no files."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     x, y = load_digits(return_X_y=True)
-    x, y = np.float32(x / 16), y.astype(np.int32)
+    x, y = np.float32(x / 16).reshape(-1, 1, 8, 8), y.astype(np.int32)
     split = train_test_split(x, y, test_size=360, stratify=y, random_state=0)
     train_x, test_x, train_y, test_y = map(np.asarray, split)
     return Dataset(train_x, train_y, test_x, test_y)
 
 
-def mnist(data_dir: Path | None = None) -> Dataset:
+def mnist(data_dir: Path | None = None, length: int = 64) -> Dataset:
     """MNIST from its four gzipped idx files, in ``data_dir`` or in its folder ``mnist``."""
-    if data_dir is None:
-        raise DataError("mnist is read from files: say where they are with --data-dir")
-    folder = data_dir / "mnist" if (data_dir / "mnist").is_dir() else data_dir
+    folder = _folder("mnist", data_dir)
     parts: list[np.ndarray] = []
     for name in ("train", "t10k"):
         images_file = folder / f"{name}-images-idx3-ubyte.gz"
@@ -54,28 +61,56 @@ def mnist(data_dir: Path | None = None) -> Dataset:
             )
         if labels.max(initial=0) > 9:
             raise DataError(f"{labels_file} holds the label {labels.max()}; expected 0 to 9")
-        parts += [np.float32(images.reshape(len(images), -1)) / 255, labels.astype(np.int32)]
+        parts += [np.float32(images[:, None]) / 255, labels.astype(np.int32)]
     return Dataset(*parts)
 
 
-DATASETS: dict[str, Callable[[Path | None], Dataset]] = {"digits": digits, "mnist": mnist}
+def shakespeare(data_dir: Path | None = None, length: int = 64) -> Dataset:
+    """Text from ``input.txt``, in ``data_dir`` or in its folder ``shakespeare``; labels come next.
+
+    Characters are numbered in sorted order. The first 80 % are trained on, in sequences from every
+    offset (views of one text); the rest is held out, cut into sequences that do not overlap.
+    """
+    path = _folder("shakespeare", data_dir) / "input.txt"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: expected a text to learn from") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as text: {error}") from error
+    _, numbers = np.unique(np.frombuffer(text.encode("utf-32-le"), "<u4"), return_inverse=True)
+    train, test = np.split(numbers.astype(np.int32), [len(numbers) * 4 // 5])
+    if min(len(train), len(test)) <= length:
+        raise DataError(
+            f"{path} holds {len(text)} characters, the last {len(test)} to test on; "
+            f"expected more than {length} of these, the length of a sequence"
+        )
+    train, test = (np.lib.stride_tricks.sliding_window_view(part, length) for part in (train, test))
+    return Dataset(train[:-1], train[1:], test[:-1:length], test[1::length])
 
 
-def load(name: str, data_dir: Path | None = None) -> Dataset:
-    """The data set of that name.
+DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
+    "digits": digits,
+    "mnist": mnist,
+    "shakespeare": shakespeare,
+}
+
+
+def load(name: str, data_dir: Path | None = None, length: int = 64) -> Dataset:
+    """The data set of that name; texts come in sequences of ``length``.
 
     Raises:
         DataError: if a file is missing, unreadable or corrupt; the message names it.
     """
-    return DATASETS[name](data_dir)
+    return DATASETS[name](data_dir, length)
 
 
 def batches(
-    x: Float32[np.ndarray, "samples features"],
-    y: Int32[np.ndarray, "samples"],
+    x: Shaped[np.ndarray, "samples ..."],
+    y: Int32[np.ndarray, "samples ..."],
     size: int,
     seed: int,
-) -> Iterator[tuple[Float32[np.ndarray, "size features"], Int32[np.ndarray, "size"]]]:
+) -> Iterator[tuple[Shaped[np.ndarray, "size ..."], Int32[np.ndarray, "size ..."]]]:
     """Endless batches: every epoch is shuffled anew, its incomplete last batch left out.
 
     Raises:
@@ -93,6 +128,13 @@ def batches(
                 yield x[chosen], y[chosen]
 
     return draw()
+
+
+def _folder(name: str, data_dir: Path | None) -> Path:
+    """Where a data set's files are: ``data_dir``, or the folder of that name in it."""
+    if data_dir is None:
+        raise DataError(f"{name} is read from files: say where they are with --data-dir")
+    return data_dir / name if (data_dir / name).is_dir() else data_dir
 
 
 def _read_idx(path: Path, ndim: int) -> UInt8[np.ndarray, "..."]:

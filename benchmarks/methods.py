@@ -7,17 +7,20 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 import pjax_trace as pjax
 
 __all__ = [
+    "COPY_FREE",
     "SOLVERS",
     "Method",
     "Progress",
+    "Setting",
     "adam",
     "adam_step",
     "cross_entropy",
+    "project",
     "projections",
     "setting",
 ]
@@ -31,6 +34,7 @@ SOLVERS: dict[str, Callable[[], Any]] = {
     "cp": pjax.CyclicProjections,
     "cdr": pjax.CyclicDouglasRachford,
 }
+COPY_FREE = ("ap", "ap-momentum")
 
 
 class Setting(NamedTuple):
@@ -42,11 +46,15 @@ class Setting(NamedTuple):
     outputs: float
 
 
-def setting(name: str) -> Setting:
-    """The defaults for the solver ``name``, tuned on digits and MNIST."""
-    if name in ("ap", "ap-momentum"):
-        return Setting(lam=1.0, parameters=10.0, hidden=1.0, outputs=1.0)
-    return Setting(lam=3.0, parameters=10.0, hidden=0.1, outputs=1.0)
+def setting(name: str, model: str) -> Setting:
+    """The defaults for the solver ``name`` and a kind of model, tuned on digits, MNIST and text."""
+    if name not in COPY_FREE:
+        return Setting(lam=3.0, parameters=10.0, hidden=0.1, outputs=1.0)
+    return {
+        "mlp": Setting(lam=1.0, parameters=10.0, hidden=1.0, outputs=1.0),
+        "cnn": Setting(lam=1.0, parameters=10.0, hidden=1.0, outputs=1.0),
+        "gru": Setting(lam=1.0, parameters=10.0, hidden=1.0, outputs=1.0),
+    }[model]
 
 
 class Progress(NamedTuple):
@@ -64,13 +72,20 @@ class Method(NamedTuple):
     update: Callable[[Any, Any, np.ndarray, np.ndarray], tuple[Any, Any, Progress]]
 
 
-def projections(name: str, *, steps: int, lam: float, metric: pjax.Metric) -> Method:
-    """``steps`` steps of the solver ``name`` a batch, on the cross-entropy of weight ``lam``."""
+def project(name: str, setting: Setting, *, steps: int, copies: bool = False) -> Any:
+    """The cross-entropy of a model on a batch, projected: ``steps`` steps of the solver ``name``."""
+    lam, *weights = setting
 
     def fit(model, x, y):
         return pjax.losses.cross_entropy(jax.vmap(model)(x), y, lam=lam)
 
-    projected = pjax.project(fit, solver=SOLVERS[name](), steps=steps, metric=metric)
+    metric = pjax.Metric(*weights)
+    return pjax.project(fit, solver=SOLVERS[name](), steps=steps, metric=metric, copies=copies)
+
+
+def projections(name: str, setting: Setting, *, steps: int) -> Method:
+    """One update of `project` a batch."""
+    projected = project(name, setting, steps=steps)
 
     def update(model, state, x, y):
         model, state, info = jax.block_until_ready(projected.update(model, state, x, y))
@@ -88,7 +103,11 @@ def adam(learning_rate: float) -> Method:
         model, state = jax.block_until_ready(step((x, y), model, state))
         return model, state, Progress(steps=1, gap=None)
 
-    return Method("adam", lambda model: optimizer.init(eqx.filter(model, eqx.is_array)), update)
+    return Method(
+        f"adam {learning_rate:g}",
+        lambda model: optimizer.init(eqx.filter(model, eqx.is_array)),
+        update,
+    )
 
 
 def adam_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
@@ -103,7 +122,7 @@ def adam_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[An
 
 
 def cross_entropy(
-    model: Callable[[Array], Array], x: Float[Array, "batch features"], y: Int[Array, "batch"]
+    model: Callable[[Array], Array], x: Shaped[Array, "batch ..."], y: Int[Array, "batch ..."]
 ) -> Float[Array, ""]:
     """The mean cross-entropy of a model on a batch, for gradients."""
     logits = jax.vmap(model)(x)

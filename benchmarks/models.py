@@ -1,25 +1,104 @@
-"""The models that the benchmarks train."""
+"""The models that the benchmarks train, each made from a key and the sizes of its layers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-__all__ = ["mlp"]
+__all__ = ["MODELS", "Model", "Recurrent", "cnn", "gru", "mlp"]
 
 
 def mlp(key: PRNGKeyArray, sizes: Sequence[int]) -> eqx.nn.Sequential:
-    """A relu network of the given layer sizes, with He-normal weights and zero biases."""
-    he_normal = jax.nn.initializers.he_normal(in_axis=1, out_axis=0)
-    layers = []
+    """A relu network on flattened inputs, with He-normal weights and zero biases.
+
+    Args:
+        key: of the random start.
+        sizes: features, hidden layers, classes.
+    """
     keys = jax.random.split(key, len(sizes) - 1)
-    for layer_key, inputs, outputs in zip(keys, sizes[:-1], sizes[1:], strict=True):
-        layer = eqx.nn.Linear(inputs, outputs, key=layer_key)
-        start = he_normal(layer_key, (outputs, inputs)), jnp.zeros(outputs)
-        layers += [
-            eqx.tree_at(lambda linear: (linear.weight, linear.bias), layer, start),
-            eqx.nn.Lambda(jax.nn.relu),
-        ]
+    layers: list[Any] = [eqx.nn.Lambda(jnp.ravel)]
+    for k, inputs, outputs in zip(keys, sizes[:-1], sizes[1:], strict=True):
+        layers += [_he_normal(k, eqx.nn.Linear(inputs, outputs, key=k)), eqx.nn.Lambda(jax.nn.relu)]
     return eqx.nn.Sequential(layers[:-1])
+
+
+def cnn(key: PRNGKeyArray, sizes: Sequence[int]) -> eqx.nn.Sequential:
+    """Padded 3x3 convolutions and relus, global max pooling, a linear layer; starts as `mlp`.
+
+    All convolutions but the first halve the image.
+
+    Args:
+        key: of the random start.
+        sizes: channels of the image, of the convolutions, classes.
+    """
+    keys = jax.random.split(key, len(sizes) - 1)
+    layers: list[Any] = []
+    for k, inputs, outputs in zip(keys[:-1], sizes[:-2], sizes[1:-1], strict=True):
+        stride = 2 if layers else 1
+        convolution = eqx.nn.Conv2d(inputs, outputs, 3, stride, padding=1, key=k)
+        layers += [_he_normal(k, convolution), eqx.nn.Lambda(jax.nn.relu)]
+    linear = _he_normal(keys[-1], eqx.nn.Linear(sizes[-2], sizes[-1], key=keys[-1]))
+    return eqx.nn.Sequential([*layers, eqx.nn.Lambda(_global_max), linear])
+
+
+class Recurrent(eqx.Module):
+    """Symbols in a row → logits of the symbol that follows each: embedding, GRU, linear layer."""
+
+    embedding: eqx.nn.Embedding
+    cell: eqx.nn.GRUCell
+    linear: eqx.nn.Linear
+
+    def __call__(self, text: Int[Array, "length"]) -> Float[Array, "length symbols"]:
+        """The logits, from a hidden state of zeros on."""
+
+        def step(hidden, letter):
+            hidden = self.cell(letter, hidden)
+            return hidden, hidden
+
+        start = jnp.zeros(self.cell.hidden_size)
+        _, hidden = jax.lax.scan(step, start, jax.vmap(self.embedding)(text))
+        return jax.vmap(self.linear)(hidden)
+
+
+def gru(key: PRNGKeyArray, sizes: Sequence[int]) -> Recurrent:
+    """A character model, started as Equinox starts its layers.
+
+    Args:
+        key: of the random start.
+        sizes: symbols read, embedding, hidden state, symbols told apart.
+    """
+    symbols, embedding, hidden, classes = sizes
+    first, second, third = jax.random.split(key, 3)
+    return Recurrent(
+        eqx.nn.Embedding(symbols, embedding, key=first),
+        eqx.nn.GRUCell(embedding, hidden, key=second),
+        eqx.nn.Linear(hidden, classes, key=third),
+    )
+
+
+class Model(NamedTuple):
+    """``make(key, sizes)``, and the sizes that suit MNIST, or Shakespeare."""
+
+    make: Callable[[PRNGKeyArray, Sequence[int]], Any]
+    sizes: list[int]
+
+
+MODELS = {
+    "mlp": Model(mlp, [784, 128, 10]),
+    "cnn": Model(cnn, [1, 16, 32, 10]),
+    "gru": Model(gru, [65, 32, 128, 65]),
+}
+
+
+def _he_normal(key: PRNGKeyArray, layer: Any) -> Any:
+    """A layer with weights of variance 2 / fan-in and zero biases."""
+    start = jax.nn.initializers.he_normal(in_axis=range(1, layer.weight.ndim), out_axis=0)
+    new = start(key, layer.weight.shape), jnp.zeros_like(layer.bias)
+    return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, new)
+
+
+def _global_max(image: Float[Array, "channels height width"]) -> Float[Array, "channels"]:
+    return jnp.max(image, axis=(1, 2))

@@ -18,14 +18,12 @@ import jax
 import numpy as np
 import optax
 
-import pjax_trace as pjax
 from benchmarks import arguments
-from benchmarks.methods import SOLVERS, adam_step
-from benchmarks.models import mlp
+from benchmarks.methods import COPY_FREE, SOLVERS, adam_step, project, setting
+from benchmarks.models import MODELS
 from benchmarks.tables import format_table, write_json
 
 REFERENCE = "adam, scan"
-COPY_FREE = ("ap", "ap-momentum")
 
 COLUMNS = {
     "method": "",
@@ -87,23 +85,21 @@ class Subject:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parse(argv)
-    rng = np.random.default_rng(0)
-    x = rng.uniform(size=(options.batch_size, options.sizes[0])).astype(np.float32)
-    y = rng.integers(options.sizes[-1], size=options.batch_size, dtype=np.int32)
-    x, y = jax.device_put((x, y))
+    x, y = jax.device_put(random_batch(options))
 
     def model():
-        return mlp(jax.random.key(0), options.sizes)
+        return MODELS[options.model].make(jax.random.key(0), options.sizes)
 
     subjects = [
         adam(REFERENCE, model(), x, y, options.steps),
         adam("adam, single calls", model(), x, y, None),
     ]
-    for copies in (False, True):
+    for copies in (False,) if options.copy_free else (False, True):
         steps = options.copies_steps if copies else options.steps
         for name in options.solvers:
             if copies or name in COPY_FREE:
-                subjects.append(projections(name, copies, model(), x, y, steps))
+                projected = project(name, setting(name, options.model), steps=steps, copies=copies)
+                subjects.append(projections(name, projected, copies, model(), x, y, steps))
                 print(f"compiled {name}, copies={copies}", file=sys.stderr)
     try:
         for _ in range(options.repeats):
@@ -114,21 +110,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [subject.row(subjects[0]) for subject in subjects if subject.seconds]
     sizes = "-".join(map(str, options.sizes))
     device = jax.devices()[0].device_kind
-    print(f"{sizes}, batch {options.batch_size}, JAX {jax.__version__} on {device}")
+    print(f"{options.model} {sizes}, batch {options.batch_size}, JAX {jax.__version__} on {device}")
     print(format_table(rows, COLUMNS))
     if options.json:
-        setting = vars(options) | {"jax": jax.__version__, "device": device}
-        write_json(options.json, {"options": setting, "rows": rows})
+        machine = {"jax": jax.__version__, "device": device}
+        write_json(options.json, {"options": vars(options) | machine, "rows": rows})
     return 0
 
 
-def projections(name: str, copies: bool, model: Any, x, y, steps: int) -> Subject:
+def random_batch(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and labels of the shape that the model takes."""
+    rng = np.random.default_rng(0)
+    rows, inputs, classes = (options.batch_size,), options.sizes[0], options.sizes[-1]
+    if options.model == "gru":
+        rows = (options.batch_size, options.seq_len)
+        x = rng.integers(inputs, size=rows, dtype=np.int32)
+    else:
+        image = (28, 28) if options.model == "cnn" else ()
+        x = rng.uniform(size=(*rows, inputs, *image)).astype(np.float32)
+    return x, rng.integers(classes, size=rows, dtype=np.int32)
+
+
+def projections(name: str, projected: Any, copies: bool, model: Any, x, y, steps: int) -> Subject:
     """A solver, on explicit copies or without."""
-
-    def fit(model, x, y):
-        return pjax.losses.cross_entropy(jax.vmap(model)(x), y)
-
-    projected = pjax.project(fit, solver=SOLVERS[name](), steps=steps, copies=copies)
 
     def update(carry):
         model, state, _ = projected.update(carry[0], carry[1], x, y)
@@ -168,14 +172,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--sizes", type=arguments.sizes, default=[784, 128, 10], help="layers (784,128,10)")
+    add("--model", choices=MODELS, default="mlp", help="what to update (mlp)")
+    add(
+        "--sizes",
+        type=arguments.several(arguments.count),
+        help="layers (mlp 784,128,10; those of MODELS)",
+    )
     add("--batch-size", type=arguments.count, default=256, help="samples a batch (256)")
+    add("--seq-len", type=arguments.count, default=64, help="characters a sample of gru has (64)")
     add("--steps", type=arguments.count, default=50, help="steps of an update (50)")
     add("--copies-steps", type=arguments.count, default=5, help="the same on explicit copies (5)")
     add("--repeats", type=arguments.count, default=9, help="timed updates of every method (9)")
     add("--solvers", type=_solvers, default=list(SOLVERS), help="as in ap,dr (all of them)")
+    add("--copy-free", action="store_true", help="leave out explicit copies")
     add("--json", type=arguments.output_file, help="file to write the results to")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.sizes = options.sizes or MODELS[options.model].sizes
+    return options
 
 
 def _solvers(text: str) -> list[str]:

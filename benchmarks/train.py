@@ -1,6 +1,9 @@
-"""Train an Equinox MLP by projections, and by Adam beside it: ``python -m benchmarks.train``."""
+"""Train Equinox models by projections, and by Adam beside it: ``python -m benchmarks.train``."""
 
 import argparse
+import itertools
+import math
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -17,8 +20,8 @@ from tqdm import tqdm
 import pjax_trace as pjax
 from benchmarks import arguments
 from benchmarks.data import DATASETS, DataError, Dataset, batches, load
-from benchmarks.methods import SOLVERS, Method, adam, projections, setting
-from benchmarks.models import mlp
+from benchmarks.methods import SOLVERS, Method, Setting, adam, projections, setting
+from benchmarks.models import MODELS
 from benchmarks.tables import format_table, write_json
 
 CURVE_POINTS = 40  # Held-out accuracy is measured this often; it is not part of the training time.
@@ -32,12 +35,20 @@ COLUMNS = {
     "samples": "d",
 }
 
+SETTING = {  # The options that name a Setting's fields.
+    "lam": "lam",
+    "parameters": "weight_parameters",
+    "hidden": "weight_hidden",
+    "outputs": "weight_outputs",
+}
+
 
 @dataclass
 class Record:
     """All that is known of a run so far: an interrupted one is reported like any other."""
 
     method: str
+    seed: int
     batch_size: int
     seconds: float = 0.0
     compile_seconds: float | None = None
@@ -47,7 +58,7 @@ class Record:
     accuracy: list[tuple[int, float]] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
-        """The record's line of the closing table."""
+        """The record's line of a table."""
         values = (
             self.method,
             self.accuracy[-1][1] if self.accuracy else None,
@@ -63,23 +74,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parse(argv)
     try:
-        data = load(options.dataset, options.data_dir)
-        batches(data.train_x, data.train_y, options.batch_size, options.seed)
+        data = load(options.dataset, options.data_dir, options.seq_len)
+        batches(data.train_x, data.train_y, options.batch_size, seed=0)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    metric = pjax.Metric(
-        parameters=options.weight_parameters,
-        hidden=options.weight_hidden,
-        outputs=options.weight_outputs,
-    )
-    methods = [projections(options.solver, steps=options.steps, lam=options.lam, metric=metric)]
+    chosen = Setting(*(getattr(options, name) for name in SETTING.values()))
+    methods = [projections(options.solver, chosen, steps=options.steps)]
     if options.baseline == "adam":
-        methods.append(adam(options.learning_rate))
-    records = [Record(method.name, options.batch_size) for method in methods]
+        methods += map(adam, options.learning_rate)
+    runs = list(itertools.product(methods, options.seeds))
+    records = [Record(method.name, seed, options.batch_size) for method, seed in runs]
     status = 0
     try:
-        for method, record in zip(methods, records, strict=True):
+        for (method, _), record in zip(runs, records, strict=True):
             train(method, record, data, options)
     except KeyboardInterrupt:
         print("interrupted: this is what was reached", file=sys.stderr)
@@ -95,12 +103,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(method: Method, record: Record, data: Dataset, options: argparse.Namespace) -> None:
     """Train a fresh model on a fresh sequence of batches, writing progress into ``record``."""
 
+    shape = data.train_x.shape[1:]
+    inputs = {"mlp": math.prod(shape), "cnn": shape[0], "gru": data.classes}[options.model]
+
     def start():
-        sizes = [data.train_x.shape[1], *options.hidden, int(data.train_y.max()) + 1]
-        return mlp(jax.random.key(options.seed), sizes)
+        sizes = [inputs, *options.hidden, data.classes]
+        return MODELS[options.model].make(jax.random.key(record.seed), sizes)
 
     def draw():
-        return batches(data.train_x, data.train_y, options.batch_size, options.seed)
+        return batches(data.train_x, data.train_y, options.batch_size, record.seed)
 
     model = start()
     record.accuracy.append((0, test_accuracy(model, data)))
@@ -110,7 +121,8 @@ def train(method: Method, record: Record, data: Dataset, options: argparse.Names
 
     state = method.init(model)
     every = max(1, options.batches // CURVE_POINTS)
-    with tqdm(total=options.batches, desc=method.name, unit="batch") as bar:
+    name = f"{method.name}, seed {record.seed}"
+    with tqdm(total=options.batches, desc=name, unit="batch") as bar:
         for _, (x, y) in zip(range(options.batches), draw(), strict=False):
             before = time.perf_counter()
             model, state, progress = method.update(model, state, x, y)
@@ -127,24 +139,40 @@ def train(method: Method, record: Record, data: Dataset, options: argparse.Names
 
 
 def test_accuracy(model: eqx.Module, data: Dataset) -> float:
-    """The share of held-out samples that a model classifies rightly."""
+    """The share of all held-out labels (of characters, in a text) that a model predicts."""
     return float(_accuracy(model, data.test_x, data.test_y))
 
 
 @eqx.filter_jit
 def _accuracy(model, x, y):
-    return jnp.mean(jnp.argmax(jax.vmap(model)(x), axis=-1) == y, dtype=jnp.float32)
+    logits = jax.lax.map(model, x, batch_size=min(len(x), 500))  # All at once are too large.
+    return jnp.mean(jnp.argmax(logits, axis=-1) == y, dtype=jnp.float32)
 
 
 def report(records: Sequence[Record], options: argparse.Namespace) -> None:
     """Print the closing table; write the plot and, if asked for, the JSON file."""
-    rows = [record.row() for record in records]
+    groups = itertools.groupby(records, key=lambda record: record.method)
+    rows = [mean([record.row() for record in group]) for _, group in groups]
+    rates = [row for row in rows[1:] if row["test accuracy"] is not None]
+    if len(rates) > 1:
+        max(rates, key=lambda row: row["test accuracy"])["method"] += " (best)"
     print(format_table(rows, COLUMNS))
+    if len(options.seeds) > 1:
+        print(f"means of seeds {', '.join(map(str, options.seeds))}")
     if options.json:
-        runs = [row | asdict(record) for row, record in zip(rows, records, strict=True)]
-        write_json(options.json, {"options": vars(options), "runs": runs})
+        runs = [record.row() | asdict(record) for record in records]
+        write_json(options.json, {"options": vars(options), "table": rows, "runs": runs})
     plot(records, options.plot)
     print(f"curves: {options.plot}")
+
+
+def mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean over seeds, of what is known; compilation is that of the first seed."""
+    row = dict(rows[0])
+    for name in ("test accuracy", "training [s]", "steps", "samples"):
+        known = [other[name] for other in rows if other[name] is not None]
+        row[name] = type(known[0])(statistics.mean(known)) if known else None
+    return row
 
 
 def plot(records: Sequence[Record], path: Path) -> None:
@@ -154,11 +182,12 @@ def plot(records: Sequence[Record], path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for record in records:
+        label = f"{record.method}, seed {record.seed}"
         if record.accuracy:
             seen, accuracy = zip(*record.accuracy, strict=True)
-            left.plot(seen, np.multiply(accuracy, 100), label=record.method)
+            left.plot(seen, np.multiply(accuracy, 100), label=label)
         if record.gap:
-            right.semilogy(np.arange(1, len(record.gap) + 1), record.gap, label=record.method)
+            right.semilogy(np.arange(1, len(record.gap) + 1), record.gap, label=label)
     for axes, title in ((left, "held-out accuracy [%]"), (right, "gap at the end of a batch")):
         axes.set(title=title, xlabel="batches")
         axes.grid(alpha=0.3)
@@ -175,17 +204,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
+    counts = arguments.several(arguments.count)
     add("--dataset", choices=DATASETS, default="digits", help="what to learn")
     add("--data-dir", type=Path, help="folder of the data files; digits needs none")
+    add("--model", choices=MODELS, help="what learns it (default: gru for text, else mlp)")
     add("--solver", choices=SOLVERS, default="ap-momentum", help="the projection method")
-    add("--hidden", type=arguments.sizes, default=[128], help="hidden layers, as in 128 or 64,32")
+    sizes = "(default: 128 for mlp, 16,32 for cnn, 32,128 for gru)"
+    add("--hidden", type=counts, help=f"hidden sizes, as in 64,32 {sizes}")
+    add("--seq-len", type=arguments.count, default=64, help="characters of a sample of text")
     add("--batch-size", type=arguments.count, default=128, help="samples a batch")
     add("--batches", type=arguments.count, default=200, help="batches to train on")
     add("--steps", type=arguments.count, default=50, help="projection steps a batch")
-    add("--seed", type=int, default=0, help="of the start and of the order of the samples")
+    seeds, rates = arguments.several(int), arguments.several(arguments.positive)
+    add("--seeds", "--seed", type=seeds, default=[0], help="of the starts and orders of samples")
     add("--baseline", choices=["adam"], help="train the same model on the same batches by it too")
-    add("--learning-rate", type=arguments.positive, default=3e-3, help="of the baseline")
-    tuned = "(default: what suits the solver)"
+    add("--learning-rate", type=rates, default=[3e-3], help="of the baseline; each is trained")
+    tuned = "(default: what suits the solver and the model)"
     add("--lam", type=arguments.positive, help=f"weight of the loss in its prox {tuned}")
     for part in ("parameters", "hidden", "outputs"):
         help = f"weight of {part} in the metric {tuned}"
@@ -193,11 +227,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--json", type=arguments.output_file, help="file to write the results to")
     add("--plot", type=arguments.output_file, default="train.png", help="file for the curves")
     options = parser.parse_args(argv)
-    lam, *weights = setting(options.solver)
-    options.lam = options.lam or lam
-    for part, weight in zip(("parameters", "hidden", "outputs"), weights, strict=True):
-        name = f"weight_{part}"
-        setattr(options, name, getattr(options, name) or weight)
+    text = options.dataset == "shakespeare"
+    options.model = options.model or ("gru" if text else "mlp")
+    if text != (options.model == "gru"):
+        parser.error("--model gru learns text, and nothing else does: --dataset shakespeare")
+    options.hidden = options.hidden or MODELS[options.model].sizes[1:-1]
+    for name, value in setting(options.solver, options.model)._asdict().items():
+        option = SETTING[name]
+        setattr(options, option, getattr(options, option) or value)
     return options
 
 

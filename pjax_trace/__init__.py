@@ -21,6 +21,7 @@ from pjax_trace.project import Info as Info
 from pjax_trace.project import Projected as Projected
 from pjax_trace.project import State as State
 from pjax_trace.project import project as project
+from pjax_trace.quantize import quantize as quantize
 from pjax_trace.registry import Case as Case
 from pjax_trace.registry import CustomRule as CustomRule
 from pjax_trace.registry import Moment as Moment

@@ -134,7 +134,8 @@ class Point:
     def _weight(self, position: int, view: View, data: Any, weight_of: dict[Variable, Any]) -> Any:
         """The weight of a copy ``c·x + o`` of x: that of x over c², in the copy's own units."""
         c = self.constraint
-        if all(rule.scales is False for rule in view.rules) and len(view.bases) == 1:
+        plain = not view.offset and not any(rule.scales for rule in view.rules)
+        if plain and len(view.bases) == 1:
             return weight_of[view.bases[0]]
         try:  # with what is known while tracing, so that weights are known under jit
             with jax.ensure_compile_time_eval():

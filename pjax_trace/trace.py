@@ -21,7 +21,7 @@ from pjax_trace import _compat
 from pjax_trace.control import inline_branches, lift_scan
 from pjax_trace.errors import TraceError
 from pjax_trace.match import claim_functions
-from pjax_trace.registry import rule_for
+from pjax_trace.registry import Refusal, rule_for
 
 __all__ = ["Equation", "Program", "Value", "needed_equations", "trace_program"]
 
@@ -216,7 +216,7 @@ class _Tracer:
         rule = rule_for(eqn.primitive)
         variable = tuple(v.variable for v in operands)
         function = rule.rewrite(eqn.params, operands, variable) if rule else None
-        if function is None and any(relaxed):
+        if function is None and any(relaxed) and not isinstance(rule, Refusal):
             function = self.relaxed(eqn, operands, source)
         return None if function is None else walk(function, *operands, own=False)
 
@@ -253,7 +253,10 @@ class _Tracer:
         # are integers, which could not move.
         moving = eqn.primitive is not jax.lax.stop_gradient_p and any(v.variable for v in operands)
         avals = [var.aval for var in eqn.outvars]
-        flags = [moving and bool(jnp.issubdtype(a.dtype, jnp.inexact)) for a in avals]
+        refused = isinstance(rule_for(eqn.primitive), Refusal)  # and is not data, but reported
+        flags = [
+            moving and (refused or bool(jnp.issubdtype(a.dtype, jnp.inexact))) for a in avals
+        ]
         results = self.emit(eqn.primitive, eqn.params, operands, flags, avals, scope, source)
         if key is not None:
             self.views[key] = results

@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -112,7 +114,7 @@ def solve_multiplier(
     least = kappas[0]
     for kappa in kappas[1:]:
         least = jnp.minimum(least, kappa)
-    ratios = [least / kappa for kappa in kappas]
+    ratios = [jnp.ones((), dtype)] if len(kappas) == 1 else [least / kappa for kappa in kappas]
     if value is None:
         value = sum(
             ((p - m) / kappa for p, m, kappa in zip(plus, minus, kappas, strict=True)),
@@ -130,7 +132,8 @@ def solve_multiplier(
     scale = jnp.where(fits, scale, 1)
     rising = [jnp.maximum(p / scale, _SEED) for p in rising]
     falling = [jnp.maximum(m / scale, 0) for m in falling]
-    lags = [(kappa - least) / kappa for kappa in kappas]
+    # One product alone lags behind nothing; said so, it costs half as much.
+    lags = [None] if len(kappas) == 1 else [(kappa - least) / kappa for kappa in kappas]
     odds = _odds(ratios, lags, rising, falling, residual / scale, slack / scale)
     odds = jnp.where(fits, odds, 0)
 
@@ -150,19 +153,20 @@ def solve_multiplier(
     return Multiplier(sign * least * t, tuple(grow), tuple(shrink), tuple(free), tuple(mix))
 
 
-def _factors(odds: Array, ratio: Array, lag: Array) -> tuple[Array, Array, Array, Array]:
+def _factors(odds: Array, ratio: Array, lag: Array | None) -> tuple[Array, Array, Array, Array]:
     """``1 / (1 - t_i)``, ``1 / (1 + t_i)`` and their unsigned log-log slopes in ``1 - t``.
 
     ``t = odds / (1 + odds)`` belongs to the least kappa, ``t_i = ratio t`` and ``lag = 1 - ratio``.
     In the odds ``t / (1 - t)`` nothing cancels, neither near ``t = 0`` nor near ``t = 1``.
     """
-    near, far = 1 / (1 + lag * odds), 1 / (1 + (1 + ratio) * odds)
+    far = 1 / (1 + (1 + ratio) * odds)
+    near = jnp.ones_like(far) if lag is None else 1 / (1 + lag * odds)
     return (1 + odds) * near, (1 + odds) * far, ratio * near, ratio * far
 
 
 def _odds(
     ratios: list[Array],
-    lags: list[Array],
+    lags: Sequence[Array | None],
     rising: list[Array],
     falling: list[Array],
     residual: Array,
@@ -191,18 +195,20 @@ def _odds(
         excess = odds * excess - residual
         pull = jnp.maximum(push0 - excess, 0)
         # Logarithmic derivatives in v: of push, pull and their ratio, the last times pull.
-        rate, slope = push1 / push0, slack / (1 + odds) + 2 * pull1
+        slope = slack / (1 + odds) + 2 * pull1
+        rate, bend = (1, 1) if len(lags) == 1 else (push1 / push0, push2 / push0)
         first = slope + 2 * rate * pull
-        second = 4 * rate * slope + 6 * pull2 + (8 * rate * rate - 6 * push2 / push0) * pull
+        second = 4 * rate * slope + 6 * pull2 + (8 * rate * rate - 6 * bend) * pull
         change = 2 * excess * first / (2 * first * first + excess * second + tiny)
         change = jnp.clip(change, -0.9, 9)  # relative, of v
         odds = jnp.maximum(odds - change, 0) / (1 + change)
-    return odds
+    # Else XLA solves the equation anew for everything that it makes of the root.
+    return lax.optimization_barrier(odds)
 
 
 def _lower_bound(
     ratios: list[Array],
-    lags: list[Array],
+    lags: Sequence[Array | None],
     rising: list[Array],
     falling: list[Array],
     residual: Array,
@@ -226,7 +232,7 @@ def _lower_bound(
         slope += 2 * r * m * end * end * end
     for reach in lags:
         near, rest = total, pull0
-        if len(lags) > 1:
+        if reach is not None:
             near = sum(jnp.where(lag <= reach, p, 0) for lag, p in zip(lags, rising, strict=True))
             for lag, p in zip(lags, rising, strict=True):
                 rest -= jnp.where(lag <= reach, 0, p / (lag * lag + _SEED))
@@ -314,8 +320,18 @@ def project_products(
     )
 
 
+def _column(x: ArrayLike) -> Array:
+    """One number per equation, to be broadcast over the equation's terms."""
+    x = jnp.asarray(x)
+    return x[..., None] if x.ndim else x
+
+
 class PrivateProduct(NamedTuple):
-    """One product of equations that own their operands, contracted over the last axis."""
+    """One product of equations that own their operands, contracted over the last axis.
+
+    ``entries`` are those of the unit vector along a free direction: equal ones, where the
+    equation has terms.
+    """
 
     x: Float[Array, "... _"]
     w: Float[Array, "... _"]
@@ -325,23 +341,38 @@ class PrivateProduct(NamedTuple):
     plus: Float[Array, "..."]
     minus: Float[Array, "..."]
     value: Float[Array, "..."]
+    entries: Float[Array, "..."]
 
     @classmethod
     def of(
-        cls, x: Float[Array, "... _"], w: Float[Array, "... _"], wx: ArrayLike, ww: ArrayLike
+        cls,
+        x: Float[Array, "... _"],
+        w: Float[Array, "... _"],
+        wx: ArrayLike,
+        ww: ArrayLike,
+        *,
+        terms: np.ndarray | None = None,
     ) -> "PrivateProduct":
-        """The product of ``x`` and ``w``, with the squares that the multiplier needs."""
+        """The product of ``x`` and ``w``, with the squares that the multiplier needs.
+
+        The weights are scalars, or one per equation. ``terms`` tells which entries belong to the
+        equation, if not all; the others must be 0.
+        """
         dtype = jnp.result_type(x)
         most = jnp.finfo(dtype).max / 1024
         wx, ww = jnp.asarray(wx, dtype), jnp.asarray(ww, dtype)
         # x + other may be all rounding error (X0 = -W0 nearly), and grow multiplies it: plus must
         # be of the very same sums. The clip keeps compilers from fusing only some of them into
         # multiply-adds.
-        other = jnp.clip(jnp.sqrt(ww / wx) * w, -most, most)
+        other = jnp.clip(_column(jnp.sqrt(ww / wx)) * w, -most, most)
         plus = jnp.minimum(wx * jnp.sum((x + other) * (x + other), -1) / 4, most)
         minus = jnp.minimum(wx * jnp.sum((x - other) * (x - other), -1) / 4, most)
         value = jnp.clip(jnp.sum(x * w, -1), -most, most)
-        return cls(x, w, other, (wx, ww), jnp.sqrt(wx) * jnp.sqrt(ww), plus, minus, value)
+        mask = np.ones(1, bool) if terms is None else terms
+        count = x.shape[-1] if terms is None else np.sum(terms, -1, keepdims=True)
+        entries = jnp.asarray(mask / np.sqrt(2 * np.maximum(count, 1)), dtype)
+        entries = jnp.broadcast_to(entries, x.shape)
+        return cls(x, w, other, (wx, ww), jnp.sqrt(wx) * jnp.sqrt(ww), plus, minus, value, entries)
 
     def moved(self, solution: Multiplier, i: int) -> tuple[Array, Array]:
         """The projected operands, this being product ``i`` of the solution."""
@@ -350,11 +381,11 @@ class PrivateProduct(NamedTuple):
         # c x + mix w, as multiples of the operand and of the sum that may grow without bound.
         keep = jnp.minimum(grow, shrink)
         side = jnp.where(solution.lam < 0, -1, 1).astype(self.x.dtype)[..., None]
-        step = free / jnp.sqrt(2 * jnp.asarray(max(self.x.shape[-1], 1), self.x.dtype))
+        step = free * self.entries
         joint = mix * (self.x + side * self.other)
         return (
-            keep * self.x + side * joint + jnp.abs(step) / jnp.sqrt(wx),
-            keep * self.w + jnp.sqrt(wx / ww) * joint + step / jnp.sqrt(ww),
+            keep * self.x + side * joint + jnp.abs(step) / _column(jnp.sqrt(wx)),
+            keep * self.w + _column(jnp.sqrt(wx / ww)) * joint + step / _column(jnp.sqrt(ww)),
         )
 
     def slope(self, x: Array, w: Array) -> Array:
@@ -366,7 +397,7 @@ class PrivateProduct(NamedTuple):
         """The projected operands, moved by a small multiplier along the normal of the graph."""
         wx, ww = self.weights
         step = step[..., None]
-        return x + w * step / wx, w + x * step / ww
+        return x + w * step / _column(wx), w + x * step / _column(ww)
 
 
 def settling_step(lapse: Array, slope: Array, compliance: ArrayLike) -> Array:

@@ -10,9 +10,9 @@ function is a :class:`Curve`, and :func:`nearest_on_curve` solves it.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial, reduce
-from itertools import pairwise, starmap
-from math import copysign, inf, isfinite
+from functools import partial
+from math import copysign, inf, isfinite, pi
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +29,19 @@ __all__ = [
     "Curve",
     "nearest_abs",
     "nearest_on_curve",
+    "nearest_on_lines",
+    "nearest_on_power",
+    "nearest_on_tan",
     "nearest_relu",
     "nearest_square",
 ]
 
 _HUGE = 1e18  # stands for infinity: its square is finite in float32
-_FRACTIONS = (1 / 64, 1 / 16, 1 / 4, 1 / 2)  # of the way; what a finer one found gains too little
-_STEPS = 10
+# Of the way in x, and of the way in z, at which a curve without a split is sampled.
+_ALONG = (0.0, 1 / 64, 1 / 16, 1 / 4, 1 / 2, 1.0)
+_ACROSS = (1 / 16, 1 / 4, 1 / 2, 3 / 4, 15 / 16)
+_REFINEMENTS = 8
+_STEPS = 14
 
 
 def nearest_relu(
@@ -146,6 +152,54 @@ def nearest_square(
     return jnp.where(x0 < 0, -x, x)
 
 
+def nearest_on_lines(
+    knots: tuple[float, ...],
+    slopes: tuple[float, ...],
+    through: tuple[float, float],
+    x0: Float[Array, "..."],
+    z0: Float[Array, "..."],
+    wx: Float[Array, "..."] | float,
+    wz: Float[Array, "..."] | float,
+) -> Float[Array, "..."]:
+    """The nearest point of a continuous, piecewise linear graph, elementwise.
+
+    The argmin over ``x`` of ``wx (x − x0)² + wz (f(x) − z0)²``: the nearest of the nearest points
+    of all segments; of equally near ones, the last.
+
+    Args:
+        knots: ascending points at which the slope changes.
+        slopes: the slopes between them, one more.
+        through: a point of the graph, on the first line if it were extended.
+        x0: abscissae of the points.
+        z0: ordinates of the points, of the same shape.
+        wx: positive weights, a scalar or of the same shape.
+        wz: non-negative weights, likewise.
+
+    Returns:
+        The abscissae of the nearest points.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.rules.curves import nearest_on_lines
+        >>> x0, z0 = jnp.array([1.0, 8.0, 5.0]), jnp.array([3.0, 5.0, -9.0])
+        >>> print(nearest_on_lines((0.0, 6.0), (0.0, 1.0, 0.0), (0.0, 0.0), x0, z0, 1.0, 1.0))
+        [2. 8. 0.]
+    """
+    ratio = wz / wx
+    offset = through[1] - slopes[0] * through[0]
+    best, least = x0, jnp.full_like(x0, inf)
+    ends = (-inf, *knots, inf)
+    for i, slope in enumerate(slopes):
+        if i:
+            offset += (slopes[i - 1] - slope) * knots[i - 1]
+        share = ratio * slope / (1 + ratio * slope * slope)
+        x = jnp.clip(x0 + share * (z0 - (slope * x0 + offset)), ends[i], ends[i + 1])
+        distance = jnp.square(x - x0) + ratio * jnp.square(slope * x + offset - z0)
+        best = jnp.where(distance <= least, x, best)
+        least = jnp.minimum(distance, least)
+    return best
+
+
 @dataclass(frozen=True)
 class Curve:
     """The graph of a scalar function, with what is known about it.
@@ -159,8 +213,12 @@ class Curve:
         domain: the open interval on which ``f`` is defined.
         knots: ascending points that split the domain into pieces on which ``f`` is monotone.
             Kinks, and points where the curvature jumps, belong here too.
-        curvature: a bound of ``|f''|``. Batches of easy points then take a shortcut, ten times
-            faster.
+        curvature: a bound of ``|f''|``. Easy points then take a shortcut, ten times faster.
+        split: maps ``z0`` to the point at which the second derivative of ``(f(x) − z0)²`` is least,
+            if it falls before that point and rises after it, but perhaps for a first rise next to
+            the preimage of ``z0``; NaN where it only falls, or rises first, on the way from that
+            preimage. On either side there is then at most one local minimum of the distance, and
+            no need to search for them.
         antiperiod: a number T with ``f(x + T) = −f(x)``. The domain is then one half wave, between
             two extrema about which the graph is symmetric.
 
@@ -179,6 +237,7 @@ class Curve:
     domain: tuple[float, float] = (-inf, inf)
     knots: tuple[float, ...] = ()
     curvature: float = inf
+    split: Callable[[Array], Array] | None = None
     antiperiod: float | None = None
 
     def tangent(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -200,9 +259,10 @@ def nearest_on_curve(
     On a monotone piece the nearest point lies between ``x0`` and the preimage of ``z0``: beyond
     either both terms grow. On the way from the one to the other the first term grows and the
     second falls, so that a known distance R excludes all points where either exceeds R². What
-    remains is sampled at points geometrically dense in ``x`` towards the near end and in ``z``
-    towards the far end; the first and the last local minimum are bracketed and polished by
-    Newton's method, and the best of all pieces is kept.
+    remains is cut where the curve's ``split`` says; or else it is sampled, at points geometrically
+    dense in ``x`` towards the near end and in ``z`` towards the far end, and the first and the
+    last local minimum are bracketed. Both are polished by Newton's method, and the best of all
+    pieces is kept.
 
     Args:
         curve: the graph.
@@ -230,41 +290,75 @@ def nearest_on_curve(
         wave = replace(curve, antiperiod=None)
         return x0 + (nearest_on_curve(wave, reduced, sign * z0, wx, wz) - reduced)
 
-    ratio = jnp.clip(wz / wx, 1e-20, 1e20)
+    ratio = jnp.broadcast_to(jnp.clip(jnp.asarray(wz / wx, x0.dtype), 1e-20, 1e20), x0.shape)
     ends = _ends(curve, x0.dtype)
-
-    def anywhere():
-        best, least = x0, inf
-        for lower, upper in pairwise(ends):
-            for x in _local_minima(curve, lower, upper, x0, z0, ratio):
-                distance = (x - x0) ** 2 + ratio * (curve.value(x) - z0) ** 2
-                best = jnp.where(distance < least, x, best)
-                least = jnp.minimum(distance, least)
-        return best
-
     if not isfinite(curve.curvature):
-        return anywhere()
+        return _anywhere(curve, ends, x0, z0, ratio)
 
     # Where the residual at x0 is small against the radius of curvature, the distance is convex
     # wherever it is no greater than at x0, and Newton from there is all there is to do.
     near = jnp.clip(x0, ends[0], ends[-1])
     residual = jnp.abs(curve.value(near) - z0)
+    reach = jnp.sqrt(ratio) * residual
+    slopes = partial(_stationarity, curve.value, curve.tangent, x0, z0, ratio)
+    low, high = (jnp.clip(x, ends[0], ends[-1]) for x in (near - reach, near + reach))
+    x = bracketed_newton(slopes, low, high, near, steps=5)
+    hard = ~(2 * ratio * curve.curvature * residual < 1)
+    return _redo(partial(_anywhere, curve, ends), hard, x, x0, z0, ratio)
 
-    def nearby():
-        reach = jnp.sqrt(ratio) * residual
-        low = jnp.clip(near - reach, ends[0], ends[-1])
-        high = jnp.clip(near + reach, ends[0], ends[-1])
-        slopes = partial(_stationarity, curve.value, curve.tangent, x0, z0, ratio)
-        return bracketed_newton(slopes, low, high, near, steps=5)
 
-    return jax.lax.cond(jnp.all(2 * ratio * curve.curvature * residual < 1), nearby, anywhere)
+def _redo(solve: Callable[..., Array], where: Array, x: Array, *arguments: Array) -> Array:
+    """``x`` with ``solve(*arguments)`` in the places given, a few of them at a time."""
+    size = x.size
+    batch = min(size, max(64, -(-size // 16)))
+    flat = [a.ravel() for a in arguments]
+
+    def redone():
+        (places,) = jnp.nonzero(where.ravel(), size=16 * batch, fill_value=size)
+        count = jnp.sum(where, dtype=places.dtype)
+
+        def some(state):
+            start, x = state
+            index = jax.lax.dynamic_slice_in_dim(places, start, batch)
+            found = solve(*(a.at[index].get(mode="fill", fill_value=0.5) for a in flat))
+            return start + batch, x.at[index].set(found, mode="drop")
+
+        state = (jnp.zeros_like(count), x.ravel())
+        return jax.lax.while_loop(lambda s: s[0] < count, some, state)[1].reshape(x.shape)
+
+    return jax.lax.cond(jnp.any(where), redone, lambda: x)
+
+
+def _anywhere(curve: Curve, ends: list[float], x0: Array, z0: Array, ratio: Array) -> Array:
+    """The best of the local minima on all pieces."""
+    minima = partial(_local_minima, curve, x0, z0, ratio)
+    if len(ends) == 2:
+        found = minima(*ends)
+    else:
+        sides = (jnp.asarray(side, x0.dtype) for side in (ends[:-1], ends[1:]))
+        found = jax.vmap(minima)(*sides).reshape(-1, *x0.shape)
+
+    best, least = x0, jnp.full_like(x0, inf)
+    for x in found:
+        distance = (x - x0) ** 2 + ratio * (curve.value(x) - z0) ** 2
+        best = jnp.where(distance < least, x, best)
+        least = jnp.minimum(distance, least)
+    return best
 
 
 def _stationarity(value, tangent, x0, z0, ratio, x):
-    """Half the derivative of the squared distance in ``x``, divided by wx; and its derivative."""
-    residual = value(x) - z0
+    """Half the derivative of the squared distance in ``x``, divided by wx; and its derivative.
+
+    Rounding error counts as zero, lest it look like progress.
+    """
+    z = value(x)
+    residual = z - z0
     slope, bend = jax.jvp(tangent, (x,), (jnp.ones_like(x),))
-    return x - x0 + ratio * slope * residual, 1 + ratio * (slope * slope + residual * bend)
+    pull = ratio * slope
+    half = x - x0 + pull * residual
+    size = jnp.abs(x) + jnp.abs(pull) * (jnp.abs(z) + jnp.abs(z0))
+    half = jnp.where(jnp.abs(half) <= 0.5 * jnp.finfo(x.dtype).eps * size, 0, half)
+    return half, 1 + ratio * (slope * slope + residual * bend)
 
 
 def _ends(curve: Curve, dtype: jnp.dtype) -> list[float]:
@@ -281,31 +375,18 @@ def _ends(curve: Curve, dtype: jnp.dtype) -> list[float]:
     return [inside(lower, upper), *curve.knots, inside(upper, lower)]
 
 
-def _merge(a: list[Array], b: list[Array]) -> list[Array]:
-    """One ascending list of two, elementwise: Batcher's bitonic merge, for powers of two."""
-
-    def ascending(values):
-        half = len(values) // 2
-        if not half:
-            return values
-        pairs = list(zip(values[:half], values[half:], strict=True))
-        lower, upper = [jnp.minimum(*p) for p in pairs], [jnp.maximum(*p) for p in pairs]
-        return ascending(lower) + ascending(upper)
-
-    return ascending(a + b[::-1])
-
-
 def _local_minima(
-    curve: Curve, lower: float, upper: float, x0: Array, z0: Array, ratio: Array
-) -> tuple[Array, Array]:
+    curve: Curve, x0: Array, z0: Array, ratio: Array, lower: Any, upper: Any
+) -> Array:
     """The first and the last minimum of the distance on the way from x0 to the preimage of z0."""
     dtype, finfo = x0.dtype, jnp.finfo(x0.dtype)
+    lower, upper = jnp.asarray(lower, dtype), jnp.asarray(upper, dtype)
 
     def cost(x, z):
         return (x - x0) ** 2 + ratio * (z - z0) ** 2
 
     # The range of the piece, without its ends, where an inverse may be infinite.
-    sides = [jnp.clip(curve.value(jnp.asarray(x, dtype)), -_HUGE, _HUGE) for x in (lower, upper)]
+    sides = [jnp.clip(curve.value(x), -_HUGE, _HUGE) for x in (lower, upper)]
     rising = sides[0] < sides[1]
     bottom, top = jnp.minimum(*sides), jnp.maximum(*sides)
     margin = finfo.tiny / finfo.eps
@@ -316,10 +397,14 @@ def _local_minima(
     near = jnp.clip(x0, lower, upper)
     z_near = curve.value(near)
     toward = jnp.where((z_near < z0) == rising, 1.0, -1.0).astype(dtype)
-    middle = min(max(0.0, lower + 1), upper - 1) if upper - lower > 2 else (lower + upper) / 2
-    middle = jnp.asarray(middle, dtype)
+    middle = jnp.where(
+        upper - lower > 2,
+        jnp.minimum(jnp.maximum(0.0, lower + 1), upper - 1),
+        0.5 * (lower + upper),
+    )
     known = jnp.minimum(cost(near, z_near), cost(middle, curve.value(middle)))
-    reach = jnp.minimum(jnp.sqrt(known), _HUGE)
+    gap = ratio * (jnp.clip(z0, bottom, top) - z0) ** 2  # at least, everywhere
+    reach = jnp.minimum(jnp.sqrt(jnp.maximum(known - gap, 0) + 1e-6 * known), _HUGE)
     far = jnp.clip(x0 + toward * reach, lower, upper)
 
     def preimage(z, one, other, steps=32):
@@ -331,17 +416,13 @@ def _local_minima(
 
     stop = preimage(z0, near, far)
     z_stop = curve.value(stop)
-    reach = 1.25 * jnp.sqrt(jnp.minimum(reach**2, cost(stop, z_stop)) / ratio)
+    known = jnp.minimum(jnp.minimum(known, cost(stop, z_stop)), _HUGE**2)
+    reach = 1.25 * jnp.sqrt(known / ratio)
     cut = preimage(z0 + jnp.clip(z_near - z0, -reach, reach), near, stop)
     start = jnp.where(jnp.abs(z_near - z0) > reach, cut, near)
-    rise = jnp.clip(curve.value(start), -_HUGE, _HUGE) - z_stop
 
     # From here on in u = ±x, which ascends on the way.
     first, last = toward * start, toward * stop
-    points = _merge(
-        [first + (last - first) * t for t in _FRACTIONS],
-        [toward * preimage(z_stop + rise * t, start, stop, steps=16) for t in _FRACTIONS[::-1]],
-    )
     end = toward * jnp.clip(stop + toward * (last - first) / 16, lower, upper)  # inverses err
     stationarity = partial(
         _stationarity,
@@ -352,43 +433,209 @@ def _local_minima(
         ratio,
     )
 
-    def sample(u):
-        x = toward * u
-        z = curve.value(x)
-        noise = 1e-5 * (jnp.abs(x0 * (x - x0)) + ratio * jnp.abs(z0 * (z - z0)))
-        return u, stationarity(u)[0], cost(x, z), noise
+    if curve.split is not None:
+        split = toward * curve.split(z0, -toward)
+        split = jnp.where(jnp.isnan(split), first, jnp.clip(split, first, last))
+    else:
+        rise = jnp.clip(curve.value(start), -_HUGE, _HUGE) - z_stop
+        along = jax.vmap(lambda t: first + (last - first) * t)(jnp.asarray(_ALONG, dtype))
+        across = jax.vmap(lambda t: toward * preimage(z_stop + rise * t, start, stop, steps=16))
+        points = jnp.concatenate([along, across(jnp.asarray(_ACROSS, dtype))])
 
-    def cell(before, after):
-        """Whether there is a minimum between two samples."""
-        (u0, slope0, cost0, _), (u1, slope1, cost1, noise) = before, after
-        # The slope in the middle by Simpson's rule turned round: it betrays a minimum and a
-        # maximum between slopes of the same sign.
-        middle = 0.75 * (cost1 - cost0) - 0.25 * (slope0 + slope1) * (u1 - u0)
-        descends = (slope0 < 0) | (middle < -noise)
-        return descends & (~(slope1 < 0) | (middle > noise))
+        def explore(k, best):
+            u, least = best
+            t = 0.5 ** (0.5 * (k - len(points)).astype(dtype) + 1)
+            finer = u + (jnp.where(k % 2, first, last) - u) * t
+            u_new = jnp.where(k < len(points), points[jnp.minimum(k, len(points) - 1)], finer)
+            # The second derivative of (f − z0)² / 2.
+            slope, bend = jax.jvp(curve.tangent, (toward * u_new,), (jnp.ones_like(u),))
+            new = slope * slope + (curve.value(toward * u_new) - z0) * bend
+            return jnp.where(new < least, u_new, u), jnp.fmin(new, least)
 
-    samples = [sample(u) for u in (first, *points, last)]
-    found = [~(samples[0][1] < 0), *starmap(cell, pairwise(samples)), samples[-1][1] < 0]
-    lows, highs = [first, first, *points, last], [first, *points, last, end]
+        best = (first, jnp.full_like(first, inf))
+        split, _ = jax.lax.fori_loop(0, len(points) + 2 * _REFINEMENTS, explore, best)
 
-    def pick(best, u, otherwise):
-        return reduce(best, [jnp.where(f, v, otherwise) for f, v in zip(found, u, strict=True)])
+    # If the distance is convex even there, it is so on the whole way.
+    convex = stationarity(split)[1] > 0
+    lows = jnp.stack([first, jnp.where(convex, first, split)])
+    highs = jnp.stack([jnp.where(convex, end, split), end])
 
-    def polish(low, high):
-        middle = 0.5 * (low + high)
-        return toward * bracketed_newton(stationarity, low, high, middle, steps=_STEPS)
+    def polish(low, high, start, side):
+        def towards_the_end(u):  # where the distance is concave, the minimum is farther out
+            value, bend = stationarity(u)
+            value = jnp.where(bend < inf, value, 0)  # where it is too steep for numbers, stay
+            return jnp.where(bend <= 0, side, value), jnp.where(bend <= 0, inf, bend)
 
-    return (
-        polish(pick(jnp.minimum, lows, inf), pick(jnp.minimum, highs, inf)),
-        polish(pick(jnp.maximum, lows, -inf), pick(jnp.maximum, highs, -inf)),
+        u = bracketed_newton(towards_the_end, low, high, start, steps=_STEPS, cautious=True)
+        return toward * u
+
+    starts, sides = jnp.stack([first, last]), jnp.asarray([1.0, -1.0], dtype)
+    return jax.vmap(polish)(lows, highs, starts, sides)
+
+
+def nearest_on_power(
+    exponent: int | float | Float[Array, "..."],
+    x0: Float[Array, "..."],
+    z0: Float[Array, "..."],
+    wx: Float[Array, "..."] | float,
+    wz: Float[Array, "..."] | float,
+    *,
+    odd: bool = False,
+) -> Float[Array, "..."]:
+    """The argmin over ``x`` of ``wx (x − x0)² + wz (x^c − z0)²``, elementwise and global.
+
+    The power is taken where it is real: for all ``x ≠ 0`` if its exponent is an integer, for
+    positive ones otherwise.
+
+    Args:
+        exponent: the exponent c, a number or an array of the same shape.
+        x0: abscissae of the points.
+        z0: ordinates of the points, of the same shape.
+        wx: positive weights, a scalar or of the same shape.
+        wz: non-negative weights, likewise.
+        odd: whether the function is to be continued to negative ``x`` as an odd one.
+
+    Returns:
+        The abscissae of the nearest points.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.rules.curves import nearest_on_power
+        >>> x0, z0 = jnp.array([-2.0, 0.5]), jnp.array([-8.0, 0.125])
+        >>> print(nearest_on_power(3, x0, z0, 1.0, 1.0).round(3))
+        [-2.   0.5]
+    """
+    known = not isinstance(exponent, jax.Array)
+    c = exponent if known else jnp.where(exponent == 0, 1, exponent).astype(x0.dtype)
+
+    def split(z, _):
+        # ((x^c − z0)²)‴ has the sign of c (c − 1) (2 (2c − 1) x^c − z0 (c − 2)).
+        level = z * (c - 2) / jnp.where(jnp.asarray(c) == 0.5, 1, 2 * (2 * c - 1))
+        inner = (level > 0) & ((c < 0.5) | (c >= 1))
+        outer = jnp.where(jnp.asarray(c) < 0, inf, 0.0)
+        return jnp.where(inner, jnp.power(jnp.where(inner, level, 1.0), 1 / c), outer)
+
+    curve = Curve(
+        lambda x: x**c,
+        slope=lambda x: c * x ** (c - 1),
+        inverse=lambda z: jnp.maximum(z, jnp.finfo(z.dtype).tiny) ** (1 / c),
+        domain=(0.0, inf),
+        split=split,
     )
+    solve = partial(nearest_on_curve, curve, wx=wx, wz=wz)
+    if known:
+        integer = c == int(c)
+        if c == 0:
+            return x0
+        if not odd and not integer:
+            return solve(x0, z0)
+        if not odd and c % 2 == 0:
+            return jnp.where(x0 < 0, -1.0, 1.0) * solve(jnp.abs(x0), z0)
+        flip, mirrored = -1.0, True
+    else:
+        flip = jnp.where(c % 2 == 1, -1.0, 1.0)
+        mirrored = c == jnp.round(c)
+    starts, targets = jnp.stack([x0, -x0]), jnp.stack([z0, flip * z0])
+    x = jax.vmap(solve)(starts, targets)
+
+    def distance(x, start, target):
+        return jnp.square(x - start) + wz / wx * jnp.square(x**c - target)
+
+    right, left = jax.vmap(distance)(x, starts, targets)
+    x = jnp.where(mirrored & (left < right), -x[1], x[0])
+    return x if known else jnp.where(exponent == 0, x0, x)
+
+
+def nearest_on_tan(
+    x0: Float[Array, "..."],
+    z0: Float[Array, "..."],
+    wx: Float[Array, "..."] | float,
+    wz: Float[Array, "..."] | float,
+) -> Float[Array, "..."]:
+    """The argmin over ``x`` of ``wx (x − x0)² + wz (tan(x) − z0)²``, elementwise and global.
+
+    It is on the branch of ``x0`` or on the one that is next to it.
+
+    Args:
+        x0: abscissae of the points.
+        z0: ordinates of the points, of the same shape.
+        wx: positive weights, a scalar or of the same shape.
+        wz: non-negative weights, likewise.
+
+    Returns:
+        The abscissae of the nearest points.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.rules.curves import nearest_on_tan
+        >>> print(nearest_on_tan(jnp.array([1.5, 3.0]), jnp.array([-9.0, 0.0]), 1.0, 1.0).round(2))
+        [1.68 3.07]
+    """
+    turns = jnp.round(x0 / pi)
+    reduced = (x0 - turns * 3.140625) - turns * (pi - 3.140625)  # the first part is exact
+    other = reduced - jnp.where(reduced < 0, -pi, pi)
+    starts = jnp.stack([reduced, other])
+    x = jax.vmap(lambda start: nearest_on_curve(_TAN, start, z0, wx, wz))(starts)
+    own, next_ = (
+        jnp.square(x[i] - starts[i]) + wz / wx * jnp.square(jnp.tan(x[i]) - z0) for i in range(2)
+    )
+    step = x - starts
+    return x0 + jnp.where(next_ < own, step[1], step[0])
 
 
 def _artanh(z: Array) -> Array:
     return jnp.sign(z) * 0.5 * jnp.log1p(2 * jnp.abs(z) / (1 - jnp.abs(z)))
 
 
-TANH = Curve(jnp.tanh, slope=lambda x: 1 - jnp.tanh(x) ** 2, inverse=_artanh, curvature=4 / 27**0.5)
-LOGISTIC = Curve(jax.nn.sigmoid, inverse=lambda z: jnp.log(z / (1 - z)), curvature=1 / 108**0.5)
-EXP = Curve(jnp.exp, slope=jnp.exp, inverse=jnp.log)
-LOG = Curve(jnp.log, inverse=jnp.exp, domain=(0.0, inf))
+def _split_tanh(z0: Array, side: Array) -> Array:
+    """The largest root t = tanh x of 6t³ − 3 z0 t² − 4t + z0, where x0 is on the right."""
+    z = jnp.clip(side * z0, -1e6, 1.0)
+    t = jnp.ones_like(z)
+    for _ in range(4):
+        t = t - (((6 * t - 3 * z) * t - 4) * t + z) / ((18 * t - 6 * z) * t - 4)
+    return side * _artanh(jnp.minimum(t, 1.0))
+
+
+TANH = Curve(
+    jnp.tanh,
+    slope=lambda x: 1 - jnp.tanh(x) ** 2,
+    inverse=_artanh,
+    split=_split_tanh,
+    curvature=4 / 27**0.5,
+)
+LOGISTIC = Curve(
+    jax.nn.sigmoid,
+    inverse=lambda z: jnp.log(z / (1 - z)),
+    split=lambda z, side: 2 * _split_tanh(2 * z - 1, side),
+    curvature=1 / 108**0.5,
+)
+EXP = Curve(
+    jnp.exp,
+    slope=jnp.exp,
+    inverse=jnp.log,
+    split=lambda z, _: jnp.log(0.25 * jnp.maximum(z, 1e-37)),
+)
+LOG = Curve(
+    jnp.log,
+    inverse=jnp.exp,
+    domain=(0.0, inf),
+    split=lambda z, _: jnp.exp(z + 1.5),
+)
+
+
+def _split_tan(z0: Array, _: Array) -> Array:
+    """The root t = tan x of 12t³ − 6 z0 t² + 8t − 2 z0."""
+    z = jnp.clip(jnp.abs(z0), 0, 1e6)
+    t = 0.5 * z
+    for _ in range(5):
+        t = t - (((12 * t - 6 * z) * t + 8) * t - 2 * z) / ((36 * t - 12 * z) * t + 8)
+    return jnp.sign(z0) * jnp.arctan(t)
+
+
+_TAN = Curve(
+    jnp.tan,
+    slope=lambda x: 1 + jnp.square(jnp.tan(x)),
+    inverse=jnp.arctan,
+    domain=(-pi / 2, pi / 2),
+    split=_split_tan,
+)

@@ -8,15 +8,16 @@ products again (see `SumRule.project`).
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
 from pjax_trace.registry import (
+    Case,
     Expansion,
     Layout,
     Moment,
@@ -27,168 +28,36 @@ from pjax_trace.registry import (
     register_rule,
 )
 from pjax_trace.rules import bilinear
+from pjax_trace.rules.maps import Contraction, Map, identity_map
+from pjax_trace.rules.quotient import QUOTIENT
 
-__all__ = ["Contraction", "SumRule", "Term", "identity"]
-
-Labels = tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Contraction:
-    """``out[…] = Σ lhs[…] rhs[…]`` over the labels that ``out`` lacks, as in an einsum.
-
-    Without ``rhs`` it is a sum over axes. ``sizes`` gives the size of every label.
-    """
-
-    lhs: Labels
-    rhs: Labels | None
-    out: Labels
-    sizes: tuple[int, ...]
-    precision: Any = None
-
-    @property
-    def contracted(self) -> Labels:
-        """The labels that are summed over."""
-        return tuple(label for label in self.lhs if label not in self.out)
-
-    @property
-    def common(self) -> Labels:
-        """The labels of a private copy: every equation's own operands."""
-        return self.out + self.contracted
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the output."""
-        return self.size_of(self.out)
-
-    def size_of(self, labels: Labels) -> tuple[int, ...]:
-        """The shape of an array with these labels."""
-        return tuple(self.sizes[label] for label in labels)
-
-    def labels(self, side: int) -> Labels:
-        """Of the left (0) or right (1) operand."""
-        if side == 0:
-            return self.lhs
-        assert self.rhs is not None
-        return self.rhs
-
-    @property
-    def private(self) -> bool:
-        """Whether no operand element is read by two equations."""
-        return all(self.owns(side) for side in range(1 if self.rhs is None else 2))
-
-    def owns(self, side: int) -> bool:
-        """Whether every equation has its own elements of an operand."""
-        labels = self.labels(side)
-        return all(self.sizes[label] == 1 for label in self.common if label not in labels)
-
-    def apply(self, x: Array, w: Array | None = None) -> Array:
-        """The output."""
-        if w is None:
-            return _align(self._sum_out(x, self.lhs), self._kept(self.lhs), self.out)
-        assert self.rhs is not None
-        if self.private or not self.contracted:
-            product = _align(x, self.lhs, self.common) * _align(w, self.rhs, self.common)
-            return jnp.sum(product, tuple(range(len(self.out), len(self.common))))
-        batch = [label for label in self.lhs if label in self.rhs and label in self.out]
-        free = [
-            *(label for label in self.lhs if label not in self.rhs),
-            *(label for label in self.rhs if label not in self.lhs),
-        ]
-        dimensions = tuple(
-            (tuple(map(self.lhs.index, labels)), tuple(map(self.rhs.index, labels)))
-            for labels in (self.contracted, batch)
-        )
-        out = lax.dot_general(x, w, dimensions, precision=self.precision)  # pyright: ignore
-        return _align(out, (*batch, *free), self.out)
-
-    def rows(self, x: Array, side: int) -> Array:
-        """The sum of an operand over what is contracted; broadcasts to the output."""
-        labels = self.labels(side)
-        return _align(self._sum_out(x, labels), self._kept(labels), self.out)
-
-    def spread(self, out: Array, side: int) -> Array:
-        """The transpose with ones for the other operand; broadcasts to the operand.
-
-        The ones have size 1 along what is contracted, so this is a reduction, not a product.
-        """
-        labels = self.labels(side)
-        kept = tuple(label for label in self.out if label in labels)
-        lost = tuple(i for i, label in enumerate(self.out) if label not in labels)
-        return _align(jnp.sum(out, lost), kept, labels)
-
-    def readers(self, side: int) -> int:
-        """How many equations read each element of an operand."""
-        labels = self.labels(side)
-        return math.prod(self.sizes[label] for label in self.out if label not in labels)
-
-    def pull(self, out: Array, other: Array | None, side: int) -> Array:
-        """The transpose in one operand, the other one given (None: ones)."""
-        if other is None:
-            return jnp.broadcast_to(self.spread(out, side), self.size_of(self.labels(side)))
-        transposed = Contraction(
-            self.out, self.labels(1 - side), self.labels(side), self.sizes, self.precision
-        )
-        return transposed.apply(out, other)
-
-    def norms(self, coefficient: Array | None, side: int) -> Array | float:
-        """The squared norm of the coefficients of each row, those of operand ``side``."""
-        if coefficient is None:
-            return float(math.prod(self.size_of(self.contracted)))
-        return self.rows(jnp.square(coefficient), side)
-
-    def copies(self, x: Array, side: int) -> Array:
-        """An operand as private copies, in the common labels."""
-        aligned = _align(x, self.labels(side), self.common)
-        return jnp.broadcast_to(aligned, self.size_of(self.common))
-
-    def gathered(self, x: Array, side: int) -> Array:
-        """A private operand from the common labels back to its own."""
-        labels = self.labels(side)
-        kept = tuple(label for label in self.common if label in labels)
-        lost = tuple(i for i, label in enumerate(self.common) if label not in labels)  # of size 1
-        return _align(jnp.sum(x, lost), kept, labels)
-
-    def _kept(self, labels: Labels) -> Labels:
-        return tuple(label for label in labels if label in self.out)
-
-    def _sum_out(self, x: Array, labels: Labels) -> Array:
-        return jnp.sum(x, tuple(i for i, label in enumerate(labels) if label not in self.out))
-
-
-def _align(x: Array, labels: Labels, target: Labels) -> Array:
-    """Axes in the order of ``target``, of size 1 where ``labels`` lacks them."""
-    order = sorted(range(len(labels)), key=lambda i: target.index(labels[i]))
-    missing = tuple(i for i, label in enumerate(target) if label not in labels)
-    return jnp.expand_dims(jnp.transpose(x, order), missing)
+__all__ = ["SUM", "SumPrimitive", "SumRule", "Term", "identity"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """``sign · layout(contraction(operands))``, the operands by position."""
+    """``sign · layout(map(operands))``, the operands by position."""
 
-    contraction: Contraction
+    map: Map
     operands: tuple[int, ...]
     sign: float = 1.0
     layout: Layout | None = None
 
     def apply(self, operands: Sequence[Array]) -> Array:
         """The value of the term."""
-        return self.sign * self.forward(
-            self.contraction.apply(*(operands[i] for i in self.operands))
-        )
+        return self.sign * self.forward(self.map.apply(*(operands[i] for i in self.operands)))
 
     def forward(self, x: Any) -> Any:
-        """From the contraction's layout to the sum's."""
+        """From the map's layout to the sum's."""
         return x if self.layout is None else self.layout.forward(x)
 
     def backward(self, x: Array) -> Array:
-        """From the sum's layout to the contraction's."""
+        """From the sum's layout to the map's."""
         return x if self.layout is None else self.layout.backward(x)
 
 
 class SumRule(Rule):
-    """The exact projection onto a sum of terms, every scalar equation by itself.
+    """The nearest points of a sum of terms, every scalar equation by itself.
 
     Params: ``terms``, a tuple of `Term`.
     """
@@ -251,8 +120,7 @@ class SumRule(Rule):
         for term in params["terms"]:
             for side, position in enumerate(term.operands):
                 if weights[position] is not None:
-                    readers = term.contraction.readers(side)
-                    masses[position] = weights[position] * readers
+                    masses[position] = _mass(weights[position], term.map.readers(side))
         return tuple(masses)
 
     def expand(
@@ -265,15 +133,10 @@ class SumRule(Rule):
         views: list[Callable[[Array], Array] | None] = [None] * len(shapes)
         terms = []
         for term in params["terms"]:
-            contraction = term.contraction
-            labels = [contraction.labels(side) for side in range(len(term.operands))]
-            for side, position in enumerate(term.operands):
-                if variable[position] and not contraction.owns(side):
-                    views[position] = _copier(contraction, side)
-                    labels[side] = contraction.common
-            sides = (labels[0], labels[1] if len(labels) == 2 else None)
-            private = dataclasses.replace(contraction, lhs=sides[0], rhs=sides[1])
-            terms.append(dataclasses.replace(term, contraction=private))
+            private, spread = term.map.expand([variable[i] for i in term.operands])
+            terms.append(dataclasses.replace(term, map=private))
+            for position, view in zip(term.operands, spread, strict=True):
+                views[position] = view
         return Expansion(self, {**params, "terms": tuple(terms)}, tuple(views))
 
     def absorb(
@@ -286,8 +149,7 @@ class SumRule(Rule):
         """A plain addend that is itself a sum: its terms join these."""
         rule, inner = producer
         mine = next(term for term in params["terms"] if position in term.operands)
-        addend = mine.contraction
-        if not isinstance(rule, SumRule) or addend.rhs is not None or addend.lhs != addend.out:
+        if not isinstance(rule, SumRule) or not mine.map.plain:
             return None
         added = 1 + max(i for term in inner["terms"] for i in term.operands)
 
@@ -319,8 +181,8 @@ class SumRule(Rule):
             if len(sides) < 2:
                 continue
             unknown = any(names is None for names in sides)
-            if not unknown and term.contraction.private and not term.contraction.contracted:
-                x, w = (term.contraction.copies(s, i) for i, s in enumerate(sides))
+            if not unknown and term.map.private and term.map.fan == 1:
+                x, w = (term.map.copies(s, i) for i, s in enumerate(sides))
                 if not jnp.any((x == w) & (x > 0)):
                     continue
             elif not unknown and not set(sides[0].ravel()) & set(sides[1].ravel()) - {0}:
@@ -333,8 +195,13 @@ class SumRule(Rule):
         return None
 
 
-def _copier(contraction: Contraction, side: int) -> Callable[[Array], Array]:
-    return lambda x: contraction.copies(x, side)
+def _mass(weight: Any, readers: Any) -> Any:
+    """The weight of all copies of an operand, in the weight's own type."""
+    return weight * (readers if isinstance(readers, int) else jnp.asarray(readers, _dtype(weight)))
+
+
+def _dtype(weight: Any) -> Any:
+    return jnp.result_type(weight)
 
 
 class _Linear:
@@ -350,24 +217,13 @@ class _Linear:
         if len(term.operands) == 2:
             self.coefficient = operands[term.operands[1 - self.side]]
         self.value = term.apply(operands)
-        self.compliance = term.forward(self._norms())
-
-    def _norms(self) -> Any:
-        """``Σ a²/ω`` of every row."""
-        contraction, square = self.term.contraction, self.coefficient
-        if not jnp.ndim(self.weight):
-            return contraction.norms(square, 1 - self.side) / self.weight
-        inverse = 1 / jnp.broadcast_to(self.weight, self.operand.shape)
-        if square is None:
-            return contraction.apply(inverse)
-        sides = (inverse, jnp.square(square))
-        return contraction.apply(*(sides if self.side == 0 else reversed(sides)))
+        inverse = 1 / jnp.asarray(self.weight, self.operand.dtype)
+        self.compliance = term.forward(term.map.norms(inverse, self.coefficient, self.side))
 
     def moment(self, multiplier: Array) -> Moment:
         """Of the operand, moved by ``a λ/ω`` in every row."""
-        contraction = self.term.contraction
-        mass = self.weight * contraction.readers(self.side)
-        step = contraction.pull(self.term.backward(multiplier), self.coefficient, self.side)
+        mass = _mass(self.weight, self.term.map.readers(self.side))
+        step = self.term.map.pull(self.term.backward(multiplier), self.coefficient, self.side)
         return Moment(mass * self.operand + self.term.sign * step, mass)
 
 
@@ -379,11 +235,9 @@ class _Product:
         self.weights = tuple(weights.operands[i] for i in term.operands)
         x, w = (operands[i] for i in term.operands)
         self.signed = (term.sign * x, w)  # the sign goes with the left operand
-        contraction = term.contraction
-        if contraction.private:
-            rows = (*contraction.shape, -1 if contraction.contracted else 1)
-            copies = (contraction.copies(s, i).reshape(rows) for i, s in enumerate(self.signed))
-            product = bilinear.PrivateProduct.of(*copies, *self.weights)
+        if term.map.private:
+            copies = (term.map.copies(s, i) for i, s in enumerate(self.signed))
+            product = bilinear.PrivateProduct.of(*copies, *self.weights, terms=term.map.terms)
             self.private, self.kappa, value = product, product.kappa, product.value
             plus, minus = product.plus, product.minus
         else:
@@ -391,9 +245,9 @@ class _Product:
             roots = [jnp.sqrt(jnp.asarray(weight, x.dtype)) for weight in self.weights]
             self.scaled = tuple(r * s for r, s in zip(roots, self.signed, strict=True))
             self.private, self.kappa = None, roots[0] * roots[1]
-            left, right = (contraction.rows(jnp.square(s), i) for i, s in enumerate(self.scaled))
+            left, right = (term.map.rows(jnp.square(s), i) for i, s in enumerate(self.scaled))
             q = left + right
-            p = contraction.apply(*self.scaled)
+            p = term.map.apply(*self.scaled)
             plus, minus = _significant(q + 2 * p, q) / 4, _significant(q - 2 * p, q) / 4
             value = p / self.kappa
         self.plus, self.minus, self.value = (term.forward(a) for a in (plus, minus, value))
@@ -407,36 +261,35 @@ class _Product:
 
     def moments(self, moved: Sequence[Array]) -> list[tuple[int, Moment]]:
         """Of both operands, from the weighted sums of their projected copies."""
-        contraction, result = self.term.contraction, []
+        result = []
         for side, (position, weight) in enumerate(
             zip(self.term.operands, self.weights, strict=True)
         ):
             sign = self.term.sign if side == 0 else 1.0
-            mass = weight * contraction.readers(side)
+            mass = _mass(weight, self.term.map.readers(side))
             result.append((position, Moment(sign * moved[side], mass)))
         return result
 
     def owned(self, copies: Sequence[Array]) -> list[Array]:
         """Private copies, weighted and in the operands' layout."""
-        contraction = self.term.contraction
-        shape = contraction.size_of(contraction.common)
         return [
-            weight * contraction.gathered(x.reshape(shape), side)
+            weight * self.term.map.gathered(x, side)
             for side, (x, weight) in enumerate(zip(copies, self.weights, strict=True))
         ]
 
     def shared(self, solution: bilinear.Multiplier) -> list[Array]:
         """The weighted sums of all projected copies, without making them."""
-        contraction = self.term.contraction
+        spread, pull = self.term.map.spread, self.term.map.pull
         grow, shrink, free, mix = (factor[0] for factor in solution[1:])
-        # The free direction is the same for every row: a unit vector of equal entries.
-        entry = 1 / math.sqrt(2 * max(1, math.prod(contraction.size_of(contraction.contracted))))
+        # The free direction of a row is a unit vector of equal entries.
+        entries = 2 * np.maximum(self.term.map.count, 1)
+        free = free / jnp.sqrt(jnp.asarray(entries, free.dtype))
         sums = []
         for side, weight in enumerate(self.weights):
             moved = (
-                self.scaled[side] * contraction.spread(0.5 * (grow + shrink), side)
-                + contraction.pull(mix, self.scaled[1 - side], side)
-                + entry * contraction.spread(jnp.abs(free) if side == 0 else free, side)
+                self.scaled[side] * spread(0.5 * (grow + shrink), side)
+                + pull(mix, self.scaled[1 - side], side)
+                + spread(jnp.abs(free) if side == 0 else free, side)
             )
             sums.append(jnp.sqrt(jnp.asarray(weight, moved.dtype)) * moved)
         return sums
@@ -491,11 +344,6 @@ class SumPrimitive(Rule):
     ) -> tuple[Rule, dict[str, Any]]:
         """The one rule of the family."""
         return SUM, {"terms": self.terms(params, shapes)}
-
-
-def _pointwise(shape: tuple[int, ...], sides: int) -> Contraction:
-    labels = tuple(range(len(shape)))
-    return Contraction(labels, labels if sides == 2 else None, labels, tuple(shape))
 
 
 class Pointwise(SumPrimitive):
@@ -554,7 +402,7 @@ class Addition(Pointwise):
 
     def terms(self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Term, ...]:
         """Two addends."""
-        plain = _pointwise(shapes[0], 1)
+        plain = identity_map(shapes[0])
         return Term(plain, (0,)), Term(plain, (1,), self.sign)
 
 
@@ -563,19 +411,37 @@ class Multiplication(Pointwise):
 
     def terms(self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Term, ...]:
         """One product."""
-        return (Term(_pointwise(shapes[0], 2), (0, 1)),)
+        return (Term(identity_map(shapes[0], 2), (0, 1)),)
 
 
 class Division(Pointwise):
-    """div by data: a scaling."""
+    """div: by data a scaling, by a variable a product with the roles changed."""
 
-    def supports(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
-        """Not by a variable."""
+    def is_view(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
+        """Whether it scales by data."""
         return not variable[1]
+
+    def rewrite(
+        self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]
+    ) -> Callable[..., Array] | None:
+        """Equal shapes; a value over itself is 1."""
+        return super().rewrite(params, operands, (variable[1],) * 2)
+
+    def specialise(
+        self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]], variable: Sequence[bool]
+    ) -> tuple[Rule, dict[str, Any]]:
+        """The quotient."""
+        return QUOTIENT, {}
 
 
 class ReduceSum(SumPrimitive):
     """reduce_sum over axes."""
+
+    def rewrite(
+        self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]
+    ) -> Callable[..., Array] | None:
+        """Over no axes it is the operand."""
+        return None if params["axes"] else lambda x: x
 
     def terms(self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Term, ...]:
         """One term with coefficients 1."""
@@ -591,7 +457,21 @@ class DotGeneral(SumPrimitive):
     def rewrite(
         self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]
     ) -> Callable[..., Array] | None:
-        """A product of a value with itself, row by row, is a sum of squares."""
+        """One dtype; a product of a value with itself, row by row, is a sum of squares."""
+        dtypes = [jnp.dtype(x.dtype) for x in operands]
+        wanted = jnp.dtype(params.get("preferred_element_type") or jnp.result_type(*dtypes))
+        if set(dtypes) != {wanted}:
+            wide = functools.reduce(jnp.promote_types, (*dtypes, wanted))
+            numbers, precision = params["dimension_numbers"], params.get("precision")
+            # Mixed-precision algorithms name dtypes of their own.
+            precision = (
+                None
+                if isinstance(precision, (str, lax.DotAlgorithm, lax.DotAlgorithmPreset))
+                else precision
+            )
+            return lambda x, w: lax.dot_general(
+                x.astype(wide), w.astype(wide), numbers, precision
+            ).astype(wanted)
         (contract, batch) = params["dimension_numbers"]
         paired = sorted(contract[0]) + sorted(batch[0])
         same = tuple(contract[0]) == tuple(contract[1]) and tuple(batch[0]) == tuple(batch[1])
@@ -627,12 +507,65 @@ class DotGeneral(SumPrimitive):
 
 def identity(shape: tuple[int, ...]) -> tuple[SumRule, dict[str, Any]]:
     """The constraint ``z = x``."""
-    return SUM, {"terms": (Term(_pointwise(shape, 1), (0,)),)}
+    return SUM, {"terms": (Term(identity_map(shape), (0,)),)}
 
 
-register_rule(lax.add_p, Addition(lax.add, 1.0))
-register_rule(lax.sub_p, Addition(lax.sub, -1.0))
-register_rule(lax.mul_p, Multiplication(lax.mul, offset=False, doubled=lax.square))
-register_rule(lax.div_p, Division(lax.div, offset=False))
-register_rule(lax.reduce_sum_p, ReduceSum())
-register_rule(lax.dot_general_p, DotGeneral())
+_DATA = np.linspace(-1, 2, 6, dtype=np.float32)
+
+register_rule(
+    lax.add_p,
+    Addition(lax.add, 1.0),
+    cases=(
+        Case(lambda x, y: x + y, ((3,), (3,))),
+        Case(lambda x, y: x + y, ((2, 1), (1, 2))),
+        Case(lambda x, w, b: jnp.einsum("nk,nk->n", x, w) + b, ((2, 2), (2, 2), (2,))),
+        Case(lambda x: x + jnp.asarray(_DATA, x.dtype), ((6,),)),
+    ),
+)
+register_rule(
+    lax.sub_p,
+    Addition(lax.sub, -1.0),
+    cases=(
+        Case(lambda x, y: x - y, ((3,), (3,))),
+        Case(lambda x, y, z: x - (y - z), ((2,), (2,), (2,))),
+    ),
+)
+register_rule(
+    lax.mul_p,
+    Multiplication(lax.mul, offset=False, doubled=lax.square),
+    cases=(
+        Case(lambda x, y: x * y, ((3,), (3,))),
+        Case(lambda x, y: x * y, ((2, 1), (1, 2))),
+        Case(lambda x: x * jnp.asarray(_DATA, x.dtype), ((6,),)),
+    ),
+)
+register_rule(
+    lax.div_p,
+    Division(lax.div, offset=False, doubled=jnp.ones_like),
+    cases=(
+        Case(lambda x, y: x / y, ((3,), (3,))),
+        Case(lambda y: jnp.asarray(_DATA, y.dtype) / y, ((6,),)),
+        Case(lambda x, y: x / y, ((2, 1), (1, 2))),
+        Case(lambda x: x / 3.0, ((3,),)),
+    ),
+)
+register_rule(
+    lax.reduce_sum_p,
+    ReduceSum(),
+    cases=(
+        Case(lambda x: jnp.sum(x, 1), ((2, 3),)),
+        Case(lambda x: jnp.mean(x), ((2, 2),)),
+        Case(lambda x: lax.reduce_sum_p.bind(x, axes=(), out_sharding=None), ((2,),)),
+    ),
+)
+register_rule(
+    lax.dot_general_p,
+    DotGeneral(),
+    cases=(
+        Case(jnp.matmul, ((2, 3), (3, 2))),
+        Case(jnp.dot, ((3,), (3,))),
+        Case(lambda x: x @ jnp.asarray(_DATA.reshape(2, 3), x.dtype), ((2, 2),)),
+        Case(lambda x, w, b: x @ w + b[None], ((2, 2), (2, 3), (3,))),
+        Case(lambda x, w: jnp.einsum("bij,bkj->kib", x, w), ((2, 2, 1), (2, 1, 1))),
+    ),
+)

@@ -1,0 +1,80 @@
+"""What has a rule: the table in the README, made from the registry.
+
+``python -m pjax_trace.coverage README.md`` brings the table in a file up to date.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pjax_trace.registry import Entry, FunctionEntry, Refusal, entries, function_entries
+
+__all__ = ["Row", "read", "rows", "table", "update"]
+
+START = "<!-- coverage: made by python -m pjax_trace.coverage README.md -->"
+END = "<!-- end of coverage -->"
+HEAD = ("primitive or function", "family", "granularity", "exactness", "since JAX", "note")
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    name: str
+    family: str
+    granularity: str
+    exactness: str
+    since: str
+    note: str
+
+
+def rows() -> list[Row]:
+    """All primitives that this JAX has and the registry knows, then functions, each by name."""
+    primitives = [_primitive(p.name, entry) for p, entry in entries().items()]
+    functions = dict.fromkeys(_function(entry) for entry in function_entries())
+    return [*sorted(primitives), *sorted(functions)]
+
+
+def _primitive(name: str, entry: Entry) -> Row:
+    rule = entry.rule
+    note = rule.reason if isinstance(rule, Refusal) else entry.note
+    return Row(f"`{name}`", rule.family, rule.granularity, rule.exactness, entry.since, note)
+
+
+def _function(entry: FunctionEntry) -> Row:
+    name = getattr(entry.function, "__name__", "function")
+    module = getattr(entry.function, "__module__", "")
+    if module.startswith("jax"):
+        name = f"jax.nn.{name}"
+    rule = entry.rule
+    return Row(f"`{name}`", rule.family, rule.granularity, rule.exactness, "0.10", entry.note)
+
+
+def table() -> str:
+    """The table, in Markdown."""
+    lines = [HEAD, ("---",) * len(HEAD), *rows()]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '∣') for cell in line)} |" for line in lines)
+
+
+def read(text: str) -> list[Row]:
+    """The rows of the table in a text."""
+    body = text.split(START)[1].split(END)[0].strip().splitlines()[2:]
+    return [Row(*(cell.strip() for cell in line.strip("| ").split(" | "))) for line in body]
+
+
+def update(text: str) -> str:
+    """The text, with the table in it made anew."""
+    before, rest = text.split(START)
+    after = rest.split(END)[1]
+    return f"{before}{START}\n\n{table()}\n\n{END}{after}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Bring the table in a file up to date."""
+    path = Path(argv[0])
+    path.write_text(update(path.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,290 @@
+"""Primitives that are sums of terms over windows, prefixes and scattered places.
+
+Each is rewritten to `pjax_trace.rules.sums.SUM` of one map in a canonical layout, so that biases
+and other addends join it. Elements that a map does not read are no operands of it; rows that read
+nothing are constants.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from pjax_trace.calls import call, function_p
+from pjax_trace.registry import Case, Refusal, Rule, ViewRule, register_rule
+from pjax_trace.rules.maps import CumulativeSum, Map, ScatterSum
+from pjax_trace.rules.sums import SUM, Term
+from pjax_trace.rules.windows import Convolution, Window, WindowSum
+
+__all__: list[str] = []
+
+
+def _sum(map_: Map, *operands: Array, name: str) -> Array:
+    """One term, as a constraint."""
+    terms = (Term(map_, tuple(range(len(operands)))),)
+    return call(function_p, SUM, *operands, name=name, params=(("terms", terms),))
+
+
+def _where(there: np.ndarray, x: Array) -> Array:
+    """``x``, or the constant 0 where it is not in any equation; a view."""
+    if np.all(there):
+        return x
+    return lax.select(jnp.asarray(np.broadcast_to(there, x.shape)), x, jnp.zeros_like(x))
+
+
+class Rewritten(Rule):
+    """A primitive that is rewritten whenever a variable reaches it.
+
+    Args:
+        function: ``function(params, *operands)``, the equivalent function.
+    """
+
+    family = "sum"
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+
+    def rewrite(
+        self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]
+    ) -> Callable[..., Any] | None:
+        """The equivalent function."""
+        return lambda *xs: self._function(params, *xs)
+
+    def supports(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
+        """Nothing that is not rewritten."""
+        return False
+
+
+def _convolution(params: dict[str, Any], x: Array, w: Array) -> Array:
+    """Batch first, channels last, and groups of features instead of batch groups."""
+    dims = params["dimension_numbers"]
+    wanted = jnp.dtype(params.get("preferred_element_type") or jnp.result_type(x, w))
+    wide = jnp.promote_types(jnp.promote_types(x.dtype, w.dtype), wanted)
+    x, w = x.astype(wide), w.astype(wide)
+    x = jnp.moveaxis(jnp.transpose(x, dims.lhs_spec), 1, -1)
+    out_channel, in_channel, *spatial = dims.rhs_spec
+    w = jnp.transpose(w, (*spatial, in_channel, out_channel))
+    groups, batches = int(params["feature_group_count"]), int(params["batch_group_count"])
+    if batches > 1:
+        x = x.reshape((batches, x.shape[0] // batches, *x.shape[1:]))
+        x = jnp.moveaxis(x, 0, -2).reshape((x.shape[1], *x.shape[2:-1], batches * x.shape[-1]))
+        groups = batches
+    windows = tuple(
+        Window(size, taps, int(stride), int(low), int(high), int(base), int(dilation))
+        for size, taps, stride, (low, high), base, dilation in zip(
+            x.shape[1:-1],
+            w.shape[:-2],
+            params["window_strides"],
+            params["padding"],
+            params["lhs_dilation"],
+            params["rhs_dilation"],
+            strict=True,
+        )
+    )
+    window = WindowSum(windows)
+    map_ = Convolution(
+        x.shape[0], groups, w.shape[-2], w.shape[-1], windows, params.get("precision")
+    )
+    x = _where(~window.unread[None, ..., None], x)
+    w = _where(~window.unused[..., None, None], w)
+    out = _sum(map_, x, w, name="conv_general_dilated")
+    out = jnp.moveaxis(_where(window.count[None, ..., None] > 0, out), -1, 1)
+    return jnp.transpose(out, np.argsort(dims.out_spec)).astype(wanted)
+
+
+def _window_sum(params: dict[str, Any], x: Array) -> Array:
+    windows = tuple(
+        Window(size, int(taps), int(stride), int(low), int(high), int(base), int(dilation))
+        for size, taps, stride, (low, high), base, dilation in zip(
+            x.shape,
+            params["window_dimensions"],
+            params["window_strides"],
+            params["padding"],
+            params["base_dilation"],
+            params["window_dilation"],
+            strict=True,
+        )
+    )
+    map_ = WindowSum(windows)
+    out = _sum(map_, _where(~map_.unread, x), name="reduce_window_sum")
+    return _where(map_.count > 0, out)
+
+
+def _cumsum(params: dict[str, Any], x: Array) -> Array:
+    map_ = CumulativeSum(x.shape, int(params["axis"]), bool(params["reverse"]))
+    return _sum(map_, x, name="cumsum")
+
+
+def _scatter_sum(sign: int) -> Callable[..., Array]:
+    def scatter(params: dict[str, Any], x: Array, indices: Array, updates: Array) -> Array:
+        options = tuple(
+            (name, params[name])
+            for name in ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+        )
+        map_ = ScatterSum(x.shape, updates.shape, indices.shape, options)
+        sums = _sum(map_, updates, indices, name="scatter_add")
+        return x + sums if sign > 0 else x - sums
+
+    return scatter
+
+
+class PositionalSum(Rewritten):
+    """psum over axes of the array, which is how ``vmap`` leaves it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            lambda params, *xs: [jnp.sum(x, tuple(map(int, params["axes"]))) for x in xs]
+        )
+
+    def rewrite(
+        self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]
+    ) -> Callable[..., Any] | None:
+        """A sum; named axes are left alone."""
+        named = any(isinstance(axis, str) for axis in params["axes"])
+        if named or params.get("axis_index_groups") is not None:
+            return None
+        return super().rewrite(params, operands, variable)
+
+    def refusal(self, params: dict[str, Any], variable: Sequence[bool]) -> str:
+        """Named axes, or groups of devices."""
+        return (
+            "a sum over the named axis of a mesh joins equations of several devices; write the "
+            "sum inside jax.vmap(axis_name=…), or reduce over an array axis"
+        )
+
+
+class IndexedView(ViewRule):
+    """Writes at places that data decide: every output element is an old or a new one."""
+
+    def is_view(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
+        """Indices are integers, and integers are data."""
+        return True
+
+
+def _product(params: dict[str, Any], x: Array) -> Array:
+    """Pairs, then pairs of pairs: as many multiplications, in logarithmic depth."""
+    axes = tuple(map(int, params["axes"]))
+    kept = [size for axis, size in enumerate(x.shape) if axis not in axes]
+    x = jnp.moveaxis(x, axes, tuple(range(len(axes))))
+    x = x.reshape((-1, *kept)) if x.size else jnp.ones((1, *kept), x.dtype)
+    while len(x) > 1:
+        half, odd = divmod(len(x), 2)
+        pairs = x[:half] * x[half : 2 * half]
+        x = jnp.concatenate([pairs, x[2 * half :]]) if odd else pairs
+    return x[0]
+
+
+def _cumulative_product(params: dict[str, Any], x: Array) -> Array:
+    return lax.associative_scan(jnp.multiply, x, params["reverse"], params["axis"])
+
+
+def _conv(**options: Any) -> Callable[..., Array]:
+    """A convolution of images, channels first, with all options beside those given."""
+    options = {"window_strides": (1, 1), "padding": "SAME", **options}
+    return lambda x, w: lax.conv_general_dilated(x, w, **options)
+
+
+_KERNEL = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 1, 2, 2)
+
+register_rule(
+    lax.conv_general_dilated_p,
+    Rewritten(_convolution),
+    cases=(
+        Case(_conv(), ((1, 1, 3, 3), (2, 1, 2, 2))),
+        Case(lambda x: _conv()(x, jnp.asarray(_KERNEL, x.dtype)), ((1, 1, 3, 3),)),
+        Case(_conv(padding="VALID"), ((1, 2, 2, 2), (1, 2, 2, 2))),
+        Case(_conv(padding=((0, 1), (2, 0)), lhs_dilation=(2, 1)), ((1, 1, 2, 2), (1, 1, 2, 2))),
+        Case(_conv(window_strides=(2, 3), rhs_dilation=(1, 2)), ((1, 1, 3, 4), (1, 1, 2, 2))),
+        Case(_conv(feature_group_count=2), ((1, 2, 2, 2), (2, 1, 2, 1))),
+        Case(_conv(batch_group_count=2), ((2, 1, 2, 2), (2, 1, 2, 1))),
+    ),
+)
+register_rule(
+    lax.reduce_window_sum_p,
+    Rewritten(_window_sum),
+    cases=(
+        Case(lambda x: lax.reduce_window(x, 0.0, lax.add, (2, 2), (2, 2), "VALID"), ((4, 5),)),
+        Case(lambda x: lax.reduce_window(x, 0.0, lax.add, (3,), (1,), "SAME"), ((5,),)),
+        Case(
+            lambda x: lax.reduce_window(x, 0.0, lax.add, (2,), (2,), ((2, 3),), (3,), (2,)),
+            ((3,),),
+        ),
+    ),
+)
+register_rule(
+    lax.cumsum_p,
+    Rewritten(_cumsum),
+    cases=(
+        Case(lambda x: lax.cumsum(x, 1), ((2, 3),)),
+        Case(lambda x: lax.cumsum(x, 0, reverse=True), ((3, 2),)),
+    ),
+)
+register_rule(
+    lax.scatter_add_p,
+    Rewritten(_scatter_sum(1)),
+    cases=(
+        Case(lambda x, u: x.at[jnp.array([0, 2, 0])].add(u), ((4,), (3,))),
+        Case(lambda u: jnp.zeros((2, 2), u.dtype).at[:, jnp.array([1, 1, 7])].add(u), ((2, 3),)),
+        Case(lambda x: x.at[jnp.array([1, 1])].add(jnp.ones(2, x.dtype)), ((3,),)),
+    ),
+)
+register_rule(
+    lax.scatter_sub_p,
+    Rewritten(_scatter_sum(-1)),
+    cases=(Case(lambda x, u: x.at[jnp.array([0, 0])].subtract(u), ((2,), (2,))),),
+)
+register_rule(
+    lax.psum_p,
+    PositionalSum(),
+    cases=(
+        Case(lambda x: jax.vmap(lambda r: lax.psum(r, "i"), axis_name="i")(x), ((3, 2),)),
+        Case(lambda x: jax.vmap(lambda r: r - lax.pmean(r, "i"), axis_name="i")(x), ((3,),)),
+    ),
+)
+register_rule(
+    lax.scatter_p,
+    IndexedView(operands=None, total=False, offset=True),
+    cases=(Case(lambda x, u: x.at[jnp.array([2, 0])].set(u), ((4,), (2,))),),
+)
+register_rule(
+    lax.dynamic_update_slice_p,
+    IndexedView(operands=None, total=False, offset=True),
+    cases=(Case(lambda x, u: lax.dynamic_update_slice(x, u, (1, 0)), ((3, 2), (1, 2))),),
+)
+register_rule(
+    lax.reduce_prod_p,
+    Rewritten(_product),
+    cases=(
+        Case(lambda x: jnp.prod(x, 1), ((2, 2),)),
+        Case(lambda x: jnp.prod(x), ((5,),)),
+    ),
+    note="by rewriting to products of pairs",
+)
+register_rule(
+    lax.cumprod_p,
+    Rewritten(_cumulative_product),
+    cases=(Case(lambda x: lax.cumprod(x, 0), ((5,),)),),
+    note="by rewriting to an associative scan of products",
+)
+register_rule(
+    lax.scatter_mul_p,
+    Refusal(
+        "a row multiplies as many factors as data decide; for indices without repetition, write "
+        "x.at[i].set(x[i] * u)"
+    ),
+    cases=(Case(lambda x: x.at[jnp.array([0, 0])].multiply(x[:2]), ((3,),)),),
+)
+_COMPLEX = Refusal(
+    "complex values cannot be variables; write real and imaginary parts apart, a Fourier transform "
+    "as products with data: x @ cos and x @ sin of 2π i j / n"
+)
+register_rule(lax.fft_p, _COMPLEX, cases=(Case(lambda x: jnp.abs(jnp.fft.rfft(x)), ((4,),)),))
+register_rule(
+    lax.complex_p, _COMPLEX, cases=(Case(lambda x, y: jnp.abs(lax.complex(x, y)), ((2,), (2,))),)
+)
+for primitive in (lax.real_p, lax.imag_p, lax.conj_p):
+    register_rule(primitive, _COMPLEX, note="reached through complex only")

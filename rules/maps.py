@@ -1,0 +1,439 @@
+"""Linear and bilinear maps whose coefficients are 0 or 1: what a sum of terms is made of.
+
+A *row* is one output element with the operand elements that it reads. All that the projection onto
+a sum needs of a map is its value, its transposes, and sums over what a row reads; none of it makes
+copies. What a map does not say of itself follows from ``apply`` by linear transposition.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+__all__ = ["Contraction", "CumulativeSum", "Map", "Private", "ScatterSum", "identity_map"]
+
+Labels = tuple[int, ...]
+Shape = tuple[int, ...]
+
+
+class Map:
+    """``out = Σ x`` or ``out = Σ x w``: every row sums some elements, or products of pairs.
+
+    A linear map has one operand, a bilinear one two. No row reads an element twice, every row
+    reads something, and every element is read.
+    """
+
+    @property
+    def shape(self) -> Shape:
+        """Of the output."""
+        raise NotImplementedError
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of the operands."""
+        raise NotImplementedError
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the identity."""
+        return False
+
+    @property
+    def fan(self) -> int:
+        """The slots of a row in `copies`."""
+        raise NotImplementedError
+
+    @property
+    def terms(self) -> np.ndarray | None:
+        """Which slots a row has terms in, to be broadcast to its copies; None for all of them."""
+        return None
+
+    @property
+    def count(self) -> Any:
+        """How many terms every row has; broadcasts to the output."""
+        return self.fan if self.terms is None else np.sum(self.terms, -1)
+
+    @property
+    def private(self) -> bool:
+        """Whether no operand element is read by two rows."""
+        return all(map(self.owns, range(len(self.shapes))))
+
+    def owns(self, side: int) -> bool:
+        """Whether every row has its own elements of an operand."""
+        return bool(np.max(self.readers(side), initial=1) <= 1)
+
+    def readers(self, side: int) -> Any:
+        """How many rows read each element of an operand, at least 1; a number or NumPy array."""
+        raise NotImplementedError
+
+    def apply(self, *operands: Array) -> Array:
+        """The output."""
+        raise NotImplementedError
+
+    def rows(self, x: Array, side: int) -> Array:
+        """The sum over all terms of a row of one operand; broadcasts to the output."""
+        if len(self.shapes) == 1:
+            return self.apply(x)
+        return self.apply(*_sides(side, x, jnp.ones(self.shapes[1 - side], x.dtype)))
+
+    def spread(self, out: Array, side: int) -> Array:
+        """The transpose of `rows`; broadcasts to the operand."""
+        return self._transpose(lambda x: self.rows(x, side), out, side)
+
+    def pull(self, out: Array, other: Array | None, side: int) -> Array:
+        """The transpose in one operand, the other one given (None: ones)."""
+        if other is None:
+            return jnp.broadcast_to(self.spread(out, side), self.shapes[side])
+        return self._transpose(lambda x: self.apply(*_sides(side, x, other)), out, side)
+
+    def norms(self, inverse: Any, coefficient: Array | None, side: int) -> Any:
+        """``Σ a² / ω`` of every row, for operand ``side`` with coefficients ``a`` and ``1 / ω``."""
+        if coefficient is None:
+            if jnp.ndim(inverse):
+                return self.rows(inverse, side)
+            return jnp.asarray(self.count, jnp.result_type(inverse)) * inverse
+        square = jnp.square(coefficient)
+        if jnp.ndim(inverse):
+            return self.apply(*_sides(side, inverse, square))
+        return self.rows(square, 1 - side) * inverse
+
+    def copies(self, x: Array, side: int) -> Array:
+        """An operand as private copies, ``[*shape, fan]``; 0 where a row has no term."""
+        raise NotImplementedError
+
+    def gathered(self, copies: Array, side: int) -> Array:
+        """The transpose of `copies`."""
+        return self._transpose(lambda x: self.copies(x, side), copies, side)
+
+    def expand(self, variable: Sequence[bool]) -> tuple["Map", tuple[Any, ...]]:
+        """The map of private copies of its variables, and the views that make them, or None."""
+        spread = tuple(v and not self.owns(side) for side, v in enumerate(variable))
+        views: list[Callable[[Array], Array] | None] = [
+            functools.partial(self.copies, side=side) if s else None
+            for side, s in enumerate(spread)
+        ]
+        return (Private(self, spread) if any(spread) else self), tuple(views)
+
+    def _transpose(self, function: Callable[[Array], Array], out: Array, side: int) -> Array:
+        operand = jax.ShapeDtypeStruct(self.shapes[side], out.dtype)
+        shape = jax.eval_shape(function, operand).shape
+        full = self.shape if len(shape) == len(self.shape) else shape
+        transposed = jax.linear_transpose(lambda x: jnp.broadcast_to(function(x), full), operand)
+        (x,) = transposed(jnp.broadcast_to(out, full))
+        return x
+
+
+def _sides(side: int, x: Array, other: Array) -> tuple[Array, Array]:
+    return (x, other) if side == 0 else (other, x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Private(Map):
+    """A map of which the operands in ``spread`` come as private copies, ``[*shape, fan]``."""
+
+    inner: Map
+    spread_: tuple[bool, ...]
+
+    @property
+    def shape(self) -> Shape:
+        """Of the output."""
+        return self.inner.shape
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of the operands."""
+        full = (*self.shape, self.fan)
+        return tuple(full if s else x for s, x in zip(self.spread_, self.inner.shapes, strict=True))
+
+    @property
+    def fan(self) -> int:
+        """That of the inner map."""
+        return self.inner.fan
+
+    @property
+    def terms(self) -> np.ndarray | None:
+        """Those of the inner map."""
+        return self.inner.terms
+
+    def owns(self, side: int) -> bool:
+        """True of copies."""
+        return self.spread_[side] or self.inner.owns(side)
+
+    def readers(self, side: int) -> Any:
+        """Every copy has its row."""
+        return 1 if self.spread_[side] else self.inner.readers(side)
+
+    def copies(self, x: Array, side: int) -> Array:
+        """Of an operand that does not come as copies."""
+        return x if self.spread_[side] else self.inner.copies(x, side)
+
+    def apply(self, *operands: Array) -> Array:
+        """The output."""
+        copies = [self.copies(x, side) for side, x in enumerate(operands)]
+        return jnp.sum(functools.reduce(jnp.multiply, copies), -1)
+
+    def rows(self, x: Array, side: int) -> Array:
+        """The sum over the slots that have a term."""
+        copies = self.copies(x, side)
+        return jnp.sum(copies if self.terms is None else jnp.where(self.terms, copies, 0), -1)
+
+    def pull(self, out: Array, other: Array | None, side: int) -> Array:
+        """The transpose: slots without a term get 0."""
+        if other is not None:
+            factor = self.copies(other, 1 - side)
+        else:
+            factor = jnp.asarray(True if self.terms is None else self.terms, out.dtype)
+        copies = jnp.broadcast_to(out[..., None], (*self.shape, self.fan)) * factor
+        return self.gathered(copies, side)
+
+    def gathered(self, copies: Array, side: int) -> Array:
+        """Copies stay as they are."""
+        return copies if self.spread_[side] else self.inner.gathered(copies, side)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contraction(Map):
+    """``out[…] = Σ lhs[…] rhs[…]`` over the labels that ``out`` lacks, as in an einsum.
+
+    Without ``rhs`` it is a sum over axes. ``sizes`` gives the size of every label.
+    """
+
+    lhs: Labels
+    rhs: Labels | None
+    out: Labels
+    sizes: tuple[int, ...]
+    precision: Any = None
+
+    @property
+    def contracted(self) -> Labels:
+        """The labels that are summed over."""
+        return tuple(label for label in self.lhs if label not in self.out)
+
+    @property
+    def common(self) -> Labels:
+        """The labels of a private copy: every equation's own operands."""
+        return self.out + self.contracted
+
+    @property
+    def shape(self) -> Shape:
+        """Of the output."""
+        return self.size_of(self.out)
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of the operands."""
+        return tuple(self.size_of(side) for side in (self.lhs, self.rhs) if side is not None)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the identity."""
+        return self.rhs is None and self.lhs == self.out
+
+    @property
+    def fan(self) -> int:
+        """The number of terms."""
+        return math.prod(self.size_of(self.contracted))
+
+    def size_of(self, labels: Labels) -> Shape:
+        """The shape of an array with these labels."""
+        return tuple(self.sizes[label] for label in labels)
+
+    def labels(self, side: int) -> Labels:
+        """Of the left (0) or right (1) operand."""
+        if side == 0:
+            return self.lhs
+        assert self.rhs is not None
+        return self.rhs
+
+    def owns(self, side: int) -> bool:
+        """Whether every equation has its own elements of an operand."""
+        labels = self.labels(side)
+        return all(self.sizes[label] == 1 for label in self.common if label not in labels)
+
+    def apply(self, *operands: Array) -> Array:
+        """The output."""
+        if self.rhs is None:
+            (x,) = operands
+            return _align(self._sum_out(x, self.lhs), self._kept(self.lhs), self.out)
+        x, w = operands
+        if self.private or not self.contracted:
+            product = _align(x, self.lhs, self.common) * _align(w, self.rhs, self.common)
+            return jnp.sum(product, tuple(range(len(self.out), len(self.common))))
+        batch = [label for label in self.lhs if label in self.rhs and label in self.out]
+        free = [
+            *(label for label in self.lhs if label not in self.rhs),
+            *(label for label in self.rhs if label not in self.lhs),
+        ]
+        dimensions = tuple(
+            (tuple(map(self.lhs.index, labels)), tuple(map(self.rhs.index, labels)))
+            for labels in (self.contracted, batch)
+        )
+        out = lax.dot_general(x, w, dimensions, precision=self.precision)  # pyright: ignore
+        return _align(out, (*batch, *free), self.out)
+
+    def rows(self, x: Array, side: int) -> Array:
+        """The sum of an operand over what is contracted; broadcasts to the output."""
+        labels = self.labels(side)
+        return _align(self._sum_out(x, labels), self._kept(labels), self.out)
+
+    def spread(self, out: Array, side: int) -> Array:
+        """The transpose with ones for the other operand; broadcasts to the operand.
+
+        The ones have size 1 along what is contracted, so this is a reduction, not a product.
+        """
+        labels = self.labels(side)
+        kept = tuple(label for label in self.out if label in labels)
+        lost = tuple(i for i, label in enumerate(self.out) if label not in labels)
+        return _align(jnp.sum(out, lost), kept, labels)
+
+    def readers(self, side: int) -> int:
+        """How many equations read each element of an operand."""
+        labels = self.labels(side)
+        return math.prod(self.sizes[label] for label in self.out if label not in labels)
+
+    def pull(self, out: Array, other: Array | None, side: int) -> Array:
+        """The transpose in one operand, the other one given (None: ones)."""
+        if other is None:
+            return super().pull(out, other, side)
+        transposed = Contraction(
+            self.out, self.labels(1 - side), self.labels(side), self.sizes, self.precision
+        )
+        return transposed.apply(out, other)
+
+    def copies(self, x: Array, side: int) -> Array:
+        """An operand as private copies."""
+        aligned = _align(x, self.labels(side), self.common)
+        full = jnp.broadcast_to(aligned, self.size_of(self.common))
+        return full.reshape((*self.shape, self.fan))
+
+    def gathered(self, copies: Array, side: int) -> Array:
+        """The sum of private copies of every element."""
+        labels = self.labels(side)
+        kept = tuple(label for label in self.common if label in labels)
+        lost = tuple(i for i, label in enumerate(self.common) if label not in labels)
+        return _align(jnp.sum(copies.reshape(self.size_of(self.common)), lost), kept, labels)
+
+    def _kept(self, labels: Labels) -> Labels:
+        return tuple(label for label in labels if label in self.out)
+
+    def _sum_out(self, x: Array, labels: Labels) -> Array:
+        return jnp.sum(x, tuple(i for i, label in enumerate(labels) if label not in self.out))
+
+
+def _align(x: Array, labels: Labels, target: Labels) -> Array:
+    """Axes in the order of ``target``, of size 1 where ``labels`` lacks them."""
+    order = sorted(range(len(labels)), key=lambda i: target.index(labels[i]))
+    missing = tuple(i for i, label in enumerate(target) if label not in labels)
+    return jnp.expand_dims(jnp.transpose(x, order), missing)
+
+
+def identity_map(shape: Shape, sides: int = 1) -> Contraction:
+    """``out = x``, or ``out = x w`` element by element with two sides."""
+    labels = tuple(range(len(shape)))
+    return Contraction(labels, labels if sides == 2 else None, labels, tuple(shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class CumulativeSum(Map):
+    """``out[i] = Σ_{j ≤ i} x[j]`` along an axis, or over ``j ≥ i`` in reverse."""
+
+    size: Shape
+    axis: int
+    reverse: bool
+
+    @property
+    def shape(self) -> Shape:
+        """Of the output."""
+        return self.size
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of the operand."""
+        return (self.size,)
+
+    @property
+    def fan(self) -> int:
+        """The length of the axis."""
+        return self.size[self.axis]
+
+    @property
+    def terms(self) -> np.ndarray:
+        """A triangle."""
+        triangle = np.tri(self.fan, dtype=bool)
+        return self._along(triangle.T if self.reverse else triangle)
+
+    @property
+    def count(self) -> Any:
+        """1, 2, 3, … along the axis."""
+        ramp = np.arange(1, self.fan + 1)
+        return self._along(ramp[::-1] if self.reverse else ramp)
+
+    def readers(self, side: int) -> Any:
+        """…, 3, 2, 1 along the axis."""
+        return np.flip(self.count, self.axis)
+
+    def apply(self, *operands: Array) -> Array:
+        """The output."""
+        (x,) = operands
+        return lax.cumsum(x, self.axis, self.reverse)
+
+    def copies(self, x: Array, side: int) -> Array:
+        """The whole axis for every row, 0 beyond its terms."""
+        column = jnp.expand_dims(jnp.moveaxis(x, self.axis, -1), self.axis)
+        return jnp.where(self.terms, column, 0)
+
+    def _along(self, x: np.ndarray) -> np.ndarray:
+        """The first axis of ``x`` as the axis of the sum, others after the output's."""
+        ones = len(self.size) - 1 - self.axis
+        return x.reshape((1,) * self.axis + x.shape[:1] + (1,) * ones + x.shape[1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class ScatterSum(Map):
+    """``out[index[j]] += x[j]`` into zeros, as ``jax.lax.scatter_add``; the indices are data.
+
+    They stand in the place of a second factor. Every element has one row at most (none where its
+    index is out of bounds, which counts as a reader all the same), so that nothing is shared.
+    """
+
+    shape_: Shape
+    updates: Shape
+    indices: Shape
+    options: tuple[tuple[str, Any], ...]
+
+    @property
+    def shape(self) -> Shape:
+        """Of the output."""
+        return self.shape_
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of the summands and their indices."""
+        return self.updates, self.indices
+
+    def owns(self, side: int) -> bool:
+        """Always."""
+        return True
+
+    def readers(self, side: int) -> int:
+        """One."""
+        return 1
+
+    def apply(self, *operands: Array) -> Array:
+        """The output."""
+        x, indices = operands
+        zeros = jnp.zeros(self.shape, x.dtype)
+        return lax.scatter_add(zeros, indices, x, **dict(self.options))
+
+    def norms(self, inverse: Any, coefficient: Array | None, side: int) -> Any:
+        """The sum of ``1 / ω`` over what falls into every row."""
+        assert coefficient is not None
+        inverse = jnp.asarray(inverse)
+        return self.apply(jnp.broadcast_to(inverse, self.updates), coefficient)

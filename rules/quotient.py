@@ -1,0 +1,68 @@
+"""Quotients ``z = x / y``: the product ``x = z y`` with the roles changed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from pjax_trace.registry import Moment, Projection, Rule, Weights, squared_distance
+from pjax_trace.rules import bilinear
+
+__all__ = ["QUOTIENT", "QuotientRule"]
+
+
+class QuotientRule(Rule):
+    """``z = x / y`` by a variable, element by element; x may be data.
+
+    The closure of the graph is ``x = z y``, except that ``0 / y`` is 0 where x is the constant 0.
+    A nearest point with ``y = 0`` is approached, not taken: y is then the smallest number that
+    leaves ``x / y`` exact.
+    """
+
+    family = "sum"
+
+    def apply(self, params: dict[str, Any], *operands: Array) -> Array:
+        """The quotient."""
+        return lax.div(*operands)
+
+    def elementwise(self, params: dict[str, Any], variable: Sequence[bool], position: int) -> bool:
+        """Elements do not know of each other."""
+        return True
+
+    def project(
+        self, params: dict[str, Any], operands: Sequence[Array], out: Array, weights: Weights
+    ) -> Projection:
+        """The nearest point of ``x = z y``, in which x has the part of an output."""
+        (x, y), (weight_x, weight_y) = operands, weights.operands
+        dtype = y.dtype
+        weight_y = jnp.broadcast_to(jnp.asarray(weight_y, dtype), y.shape)
+        weight_z = jnp.broadcast_to(jnp.asarray(weights.out, dtype), y.shape)
+        # Data do not yield.
+        compliance = jnp.zeros_like(y) if weight_x is None else 1 / jnp.asarray(weight_x, dtype)
+        compliance = jnp.broadcast_to(compliance, y.shape)
+        (ys,), (zs,), _, _ = bilinear.project_products(
+            [y[..., None]], [out[..., None]], x, compliance, [(weight_y, weight_z)]
+        )
+        moved_y, moved_z = ys[..., 0], zs[..., 0]
+        least = jnp.sqrt(jnp.asarray(jnp.finfo(dtype).tiny, dtype))
+        if weight_x is None:
+            # The larger factor, in the metric, has the digits to tell the other one.
+            steep = weight_y * jnp.square(moved_y) < weight_z * jnp.square(moved_z)
+            moved_y = jnp.where(steep, x / jnp.where(steep, moved_z, 1), moved_y)
+            moved_y = jnp.where(x == 0, y, moved_y)
+        moved_y = jnp.where(jnp.abs(moved_y) < least, jnp.copysign(least, moved_y), moved_y)
+        moments: list[Moment | None] = [None, Moment(weight_y * moved_y, weight_y)]
+        distance = squared_distance(weight_y, moved_y, y)
+        if weight_x is not None:
+            moved_x = moved_z * moved_y
+            moments[0] = Moment(weight_x * moved_x, weight_x)
+            distance = distance + squared_distance(weight_x, moved_x, x)
+            x = moved_x
+        moved_z = lax.div(x, moved_y)
+        distance = distance + squared_distance(weight_z, moved_z, out)
+        return Projection(tuple(moments), moved_z, distance)
+
+
+QUOTIENT = QuotientRule()

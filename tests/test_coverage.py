@@ -1,0 +1,161 @@
+"""Every registered rule: the cases beside it, the coverage table, and the primitives of PRIMITIVES.
+
+A case whose scalar equations own their operands is compared with brute force; of any other the
+lowering without copies is compared with explicit copies.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.extend.core.primitives as known
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pjax_trace as pjax
+from pjax_trace import _compat, coverage
+from pjax_trace.point import Point
+from pjax_trace.registry import FunctionEntry, Refusal, entries, function_entries
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def name_of(entry):
+    return entry.function.__name__ if isinstance(entry, FunctionEntry) else entry
+
+
+CASES = [
+    pytest.param(primitive, entry.rule, case, id=f"{primitive.name}-{i}")
+    for primitive, entry in entries().items()
+    for i, case in enumerate(entry.cases)
+] + [
+    pytest.param(None, entry.rule, case, id=f"{name_of(entry)}-{i}")
+    for entry in function_entries()
+    for i, case in enumerate(entry.cases)
+]
+
+
+def arguments(case):
+    random = np.random.default_rng(0)
+    return tuple(
+        jnp.asarray(case.centre + case.scale * random.normal(size=shape), jnp.float32)
+        for shape in case.shapes
+    )
+
+
+def primitives_of(jaxpr):
+    """All primitives in a jaxpr, those inside calls and loops included."""
+    found = set()
+    for eqn in jaxpr.eqns:
+        found.add(eqn.primitive)
+        for value in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                found |= primitives_of(inner)
+    return found
+
+
+def problem(case):
+    """All outputs of a case, pulled towards something."""
+
+    def fit(*xs):
+        total = 0.0
+        for out in jax.tree.leaves(case.function(*xs)):
+            if jnp.issubdtype(out.dtype, jnp.floating) or out.dtype == bool:
+                scores = out.astype(jnp.float32).reshape(1, -1)
+                total += pjax.losses.squared_error(
+                    scores, 0.5 * jnp.cos(jnp.arange(scores.size, dtype=jnp.float32))[None]
+                )
+        return total
+
+    return fit
+
+
+def test_every_rule_has_cases():
+    bare = [
+        p.name for p, e in entries().items() if not e.cases and p is not jax.lax.reduce_precision_p
+    ]
+    bare += [name_of(e) for e in function_entries() if not e.cases and "cautious" != name_of(e)]
+    assert not bare, f"rules without cases: {bare}"
+
+
+@pytest.mark.parametrize(("primitive", "rule", "case"), CASES)
+def test_case(primitive, rule, case):
+    xs = arguments(case)
+    jaxpr = jax.make_jaxpr(case.function)(*xs)
+    if primitive is not None:
+        assert primitive in primitives_of(jaxpr.jaxpr)
+    argnums = tuple(range(len(xs)))
+    if isinstance(rule, Refusal):
+        with pytest.raises(pjax.PjaxError) as error:
+            pjax.project(problem(case), argnums).trace(*xs)
+        assert rule.reason in str(error.value)
+        return
+    shapes = [np.shape(out) for out in jax.tree.leaves(jax.eval_shape(case.function, *xs))]
+    try:
+        Point(case.function, xs, shapes[0])
+    except pjax.PjaxError:
+        compare_lowerings(case, argnums, xs)
+    else:
+        centres = [np.full(shape, case.centre, np.float32) for shape in case.shapes]
+        pjax.testing.check_rule(case.function, *centres, scale=case.scale, samples=12)
+
+
+def compare_lowerings(case, argnums, xs):
+    results = []
+    for copies in (False, True):
+        solver = pjax.AlternatingProjections()
+        solve = pjax.project(problem(case), argnums, solver=solver, steps=3, copies=copies)
+        results.append(solve(*xs))
+    (free, info), (explicit, other) = results
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), free, explicit
+    )
+    np.testing.assert_allclose(info.history, other.history, rtol=2e-3, atol=1e-4)
+
+
+def version(text):
+    numbers = [int(part) for part in text.split(".")[:3]]
+    return (*numbers, 0, 0)[:3]
+
+
+def test_the_readme_has_the_table():
+    written = coverage.read((ROOT / "README.md").read_text())
+    made = [row for row in coverage.rows() if row.name not in ("`reduce_precision`", "`cautious`")]
+    assert not set(made) - set(written), "run python -m pjax_trace.coverage README.md"
+    newer = [row for row in written if version(row.since) > version(jax.__version__)]
+    assert set(written) == set(made) | set(newer)
+
+
+# PRIMITIVES: what ordinary models are made of. Higher-order ones are the tracer's own.
+ORDINARY = """
+dot_general add max transpose broadcast_in_dim conv_general_dilated squeeze reshape slice
+concatenate reduce_window_max reduce_window_sum div reduce_max reduce_sum split logistic tanh mul
+sub exp select_n ge rsqrt square integer_pow gt psum sqrt eq pow lt dynamic_slice gather neg erfc
+ne abs log1p expm1 log sign pad rev tile min clamp cumsum sort top_k scatter reduce_or reduce_prod
+erf_inv fft copy optimization_barrier stack unstack and or not xor le round floor ceil erf sin cos
+cumprod cummax cumlogsumexp stop_gradient convert_element_type reduce_min reduce_and
+dynamic_update_slice scatter_add imag real complex conj atan2 rem
+""".split()
+CALLED_OTHERWISE = {"scatter_add": "scatter-add", "convert_element_type": "convert_element_type"}
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_ordinary_primitives_are_covered(name):
+    primitive = getattr(known, f"{name}_p", None) or getattr(jax.lax, f"{name}_p", None)
+    if primitive is None:
+        pytest.skip(f"JAX {jax.__version__} has no {name}")
+    assert primitive in entries()
+
+
+def test_integers_and_indices_of_variables_are_data():
+    def fit(w, x):
+        scores = x @ w
+        first = jnp.argmax(scores, 1)
+        return pjax.losses.squared_error(scores * (1 + first[:, None]).astype(x.dtype), jnp.ones((4, 3)))
+
+    graph = pjax.project(fit).trace(jnp.ones((2, 3)), jnp.ones((4, 2)))
+    assert [e.primitive.name for e in graph.program.frozen][:1] == ["argmax"]
+    assert len(graph.constraints) == 2
