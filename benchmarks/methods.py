@@ -73,7 +73,7 @@ class Method(NamedTuple):
 
 
 def project(name: str, setting: Setting, *, steps: int, copies: bool = False) -> Any:
-    """The cross-entropy of a model on a batch, projected: ``steps`` steps of the solver ``name``."""
+    """A model's cross-entropy on a batch, projected: ``steps`` steps of the solver ``name``."""
     lam, *weights = setting
 
     def fit(model, x, y):
@@ -103,11 +103,10 @@ def adam(learning_rate: float) -> Method:
         model, state = jax.block_until_ready(step((x, y), model, state))
         return model, state, Progress(steps=1, gap=None)
 
-    return Method(
-        f"adam {learning_rate:g}",
-        lambda model: optimizer.init(eqx.filter(model, eqx.is_array)),
-        update,
-    )
+    def init(model):
+        return optimizer.init(eqx.filter(model, eqx.is_array))
+
+    return Method(f"adam {learning_rate:g}", init, update)
 
 
 def adam_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:

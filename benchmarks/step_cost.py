@@ -173,11 +173,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", choices=MODELS, default="mlp", help="what to update (mlp)")
-    add(
-        "--sizes",
-        type=arguments.several(arguments.count),
-        help="layers (mlp 784,128,10; those of MODELS)",
-    )
+    counts = arguments.several(arguments.count)
+    add("--sizes", type=counts, help="as in 784,128,10 (those that suit MNIST, or Shakespeare)")
     add("--batch-size", type=arguments.count, default=256, help="samples a batch (256)")
     add("--seq-len", type=arguments.count, default=64, help="characters a sample of gru has (64)")
     add("--steps", type=arguments.count, default=50, help="steps of an update (50)")

@@ -358,7 +358,7 @@ def colour(
     """Give every node one of two colours so that every edge joins two, inserting identities.
 
     Colours spread from the output constraints (colour 0, projected first), breadth-first in program
-    order. Where an edge would join equal colours, the variable gets one identity constraint, before
+    order; then nodes change sides as long as fewer variables clash. Where an edge would join equal colours, the variable gets one identity constraint, before
     its views, and the readers of that colour read its output instead.
 
     Args:
@@ -386,6 +386,7 @@ def colour(
                 if other not in colours:
                     colours[other] = 1 - colours[node]
                     queue.append(other)
+    _improve(graph, colours)
     constraints = list(graph.constraints)
     replaced: dict[Constraint, Constraint] = {}
     for variable in graph.variables:
@@ -407,3 +408,28 @@ def colour(
     final = tuple(replaced.get(c, c) for c in constraints)
     swapped = {replaced.get(node, node): colours[node] for node in colours}
     return dataclasses.replace(graph, constraints=final, colours=swapped)
+
+
+def _improve(graph: ConsensusGraph, colours: dict[Any, int]) -> None:
+    """Flip nodes, all but output constraints, while that leaves fewer variables to be repeated."""
+
+    def clashes(variable: Variable) -> bool:
+        own = colours[graph.node(variable)]
+        return any(colours[reader] == own for reader, _ in graph.readers[variable])
+
+    touched: dict[Any, list[Variable]] = {p: [p] for p in graph.parameters}
+    for c in graph.constraints:
+        read = (base for _, view in c.reads for base in view.bases)
+        touched[c] = list(dict.fromkeys((*read, *([c.out] if c.out is not None else []))))
+    flipped = True
+    while flipped:
+        flipped = False
+        for node, variables in touched.items():
+            if isinstance(node, Constraint) and node.out is None:
+                continue
+            before = sum(map(clashes, variables))
+            colours[node] = 1 - colours[node]
+            if sum(map(clashes, variables)) < before:
+                flipped = True
+            else:
+                colours[node] = 1 - colours[node]

@@ -26,6 +26,7 @@ __all__ = [
     "Layout",
     "Moment",
     "Projection",
+    "Range",
     "Refusal",
     "Rule",
     "ViewRule",
@@ -67,6 +68,14 @@ class Projection(NamedTuple):
     moments: tuple[Moment | None, ...]
     out: Any
     distance: Float[Array, ""]
+
+
+class Range(NamedTuple):
+    """The elements from ``start`` to ``stop`` (excluded) along an axis."""
+
+    axis: int
+    start: int
+    stop: int
 
 
 class Rule:
@@ -140,6 +149,19 @@ class Rule:
 
         ``elements`` are integer arrays in the operands' shapes that name the elements they read (0
         for data; None if that is not known).
+        """
+        return None
+
+    def ranges(self, params: dict[str, Any], shape: tuple[int, ...]) -> list[Range] | None:
+        """As a view: what each output takes of an operand of this shape, if those are ranges."""
+        return None
+
+    def restrict(
+        self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]], part: Range
+    ) -> tuple[dict[str, Any], tuple[Range | None, ...]] | None:
+        """How to compute a part of the output alone, or None.
+
+        Returns the params, and which part of each operand to give (None: all of it).
         """
         return None
 
@@ -271,6 +293,12 @@ class ViewRule(Rule):
     def supports(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
         """A view rule knows no other way to project."""
         return self.is_view(params, variable)
+
+    def restrict(
+        self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]], part: Range
+    ) -> tuple[dict[str, Any], tuple[Range | None, ...]] | None:
+        """Where elements keep their places, of the same part."""
+        return (params, (part,)) if self.pointwise and len(shapes) == 1 else None
 
     def route(
         self, primitive: Any, params: dict[str, Any], elements: Sequence[Any], data: Sequence[Any]

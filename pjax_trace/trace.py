@@ -21,6 +21,7 @@ from pjax_trace import _compat
 from pjax_trace.control import inline_branches, lift_scan
 from pjax_trace.errors import TraceError
 from pjax_trace.match import claim_functions
+from pjax_trace.narrow import narrow_sums
 from pjax_trace.registry import Refusal, rule_for
 
 __all__ = ["Equation", "Program", "Value", "needed_equations", "trace_program"]
@@ -368,6 +369,7 @@ def trace_program(
     outputs = tracer.walk(jaxpr, closed.consts, inputs, source=source)
     if claim:
         tracer.equations = claim_functions(tracer.equations, tracer.constants)
+        tracer.equations = narrow_sums(tracer, outputs)
     return Program(
         tuple(inputs[: len(parameters)]),
         tuple(inputs[len(parameters) :]),

@@ -41,7 +41,7 @@ _HUGE = 1e18  # stands for infinity: its square is finite in float32
 _ALONG = (0.0, 1 / 64, 1 / 16, 1 / 4, 1 / 2, 1.0)
 _ACROSS = (1 / 16, 1 / 4, 1 / 2, 3 / 4, 15 / 16)
 _REFINEMENTS = 8
-_STEPS = 14
+_STEPS = 16
 
 
 def nearest_relu(
@@ -311,7 +311,7 @@ def _redo(solve: Callable[..., Array], where: Array, x: Array, *arguments: Array
     """``x`` with ``solve(*arguments)`` in the places given, a few of them at a time."""
     size = x.size
     batch = min(size, max(64, -(-size // 16)))
-    flat = [a.ravel() for a in arguments]
+    flat = [jnp.ravel(a) for a in arguments]
 
     def redone():
         (places,) = jnp.nonzero(where.ravel(), size=16 * batch, fill_value=size)

@@ -316,7 +316,6 @@ REFUSED: dict[str, tuple[str, int]] = {
     "igamma_p": (_SPECIAL, 2),
     "igammac_p": (_SPECIAL, 2),
     "igamma_grad_a_p": (_SPECIAL, 2),
-    "random_gamma_grad_p": (_SPECIAL, 2),
     "regularized_incomplete_beta_p": (_SPECIAL, 3),
 }
 for name, (reason, arity) in REFUSED.items():

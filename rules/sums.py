@@ -22,6 +22,7 @@ from pjax_trace.registry import (
     Layout,
     Moment,
     Projection,
+    Range,
     Rule,
     Weights,
     pointwise_route,
@@ -386,6 +387,13 @@ class Pointwise(SumPrimitive):
         """Scaling or offset by data."""
         return not all(variable)
 
+    def restrict(
+        self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]], part: Range
+    ) -> tuple[dict[str, Any], tuple[Range | None, ...]] | None:
+        """Of the same parts, but for what is repeated along the axis."""
+        sizes = [shape[part.axis] if shape else 1 for shape in shapes]
+        return params, tuple(part if size == max(sizes) else None for size in sizes)
+
     def route(
         self, primitive: Any, params: dict[str, Any], elements: Sequence[Any], data: Sequence[Any]
     ) -> list[Any]:
@@ -453,6 +461,18 @@ class ReduceSum(SumPrimitive):
 
 class DotGeneral(SumPrimitive):
     """dot_general, with any dimension numbers."""
+
+    def restrict(
+        self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]], part: Range
+    ) -> tuple[dict[str, Any], tuple[Range | None, ...]] | None:
+        """Of parts of the operands that have the axis: one of them, or both if it is batched."""
+        (term,) = self.terms(params, shapes)
+        contraction = term.map
+        label = contraction.out[part.axis]
+        sides = (contraction.labels(side) for side in (0, 1))
+        return params, tuple(
+            part._replace(axis=labels.index(label)) if label in labels else None for labels in sides
+        )
 
     def rewrite(
         self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]

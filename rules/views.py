@@ -3,13 +3,14 @@
 They are no constraints. Consensus passes through them by their transpose, which JAX knows.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 
-from pjax_trace.registry import Case, ViewRule, register_rule
+from pjax_trace.registry import Case, Range, ViewRule, register_rule
 
 
 class ConvertRule(ViewRule):
@@ -20,6 +21,55 @@ class ConvertRule(ViewRule):
         return bool(jnp.issubdtype(params["new_dtype"], jnp.floating))
 
 
+class TransposeRule(ViewRule):
+    """``transpose``."""
+
+    def restrict(
+        self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]], part: Range
+    ) -> tuple[dict[str, Any], tuple[Range | None, ...]] | None:
+        """Of the part of the axis that goes there."""
+        return params, (part._replace(axis=int(params["permutation"][part.axis])),)
+
+
+class BroadcastRule(ViewRule):
+    """``broadcast_in_dim``."""
+
+    def restrict(
+        self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]], part: Range
+    ) -> tuple[dict[str, Any], tuple[Range | None, ...]] | None:
+        """Of a part, or of all, if the axis is a new one."""
+        shape = list(params["shape"])
+        whole, shape[part.axis] = shape[part.axis], part.stop - part.start
+        places = [int(axis) for axis in params["broadcast_dimensions"]]
+        own = places.index(part.axis) if part.axis in places else None
+        if own is not None and shapes[0][own] != whole:
+            own = None
+        params = {**params, "shape": tuple(shape)}
+        return params, (None if own is None else part._replace(axis=own),)
+
+
+class SliceRule(ViewRule):
+    """``slice``."""
+
+    def ranges(self, params: dict[str, Any], shape: tuple[int, ...]) -> list[Range] | None:
+        """One, if only one axis is cut, without strides."""
+        limits = list(zip(params["start_indices"], params["limit_indices"], shape, strict=True))
+        cut = [axis for axis, (start, stop, size) in enumerate(limits) if stop - start < size]
+        strides = params["strides"] or ()
+        if len(cut) != 1 or any(stride != 1 for stride in strides):
+            return None
+        return [Range(cut[0], int(limits[cut[0]][0]), int(limits[cut[0]][1]))]
+
+
+class SplitRule(ViewRule):
+    """``split``."""
+
+    def ranges(self, params: dict[str, Any], shape: tuple[int, ...]) -> list[Range] | None:
+        """One after the other."""
+        stops = list(itertools.accumulate(int(size) for size in params["sizes"]))
+        return [Range(int(params["axis"]), a, b) for a, b in zip([0, *stops], stops, strict=False)]
+
+
 _PERMUTATION = ViewRule(permutation=True)
 _PART = ViewRule(total=False)
 _SEVERAL = ViewRule(operands=None, offset=True)
@@ -28,13 +78,15 @@ _PAD = ViewRule(operands=None, total=False, offset=True)
 
 
 register_rule(lax.reshape_p, _PERMUTATION, cases=[Case(lambda x: x.reshape(3, 2), ((2, 3),))])
-register_rule(lax.transpose_p, _PERMUTATION, cases=[Case(jnp.transpose, ((2, 3),))])
+register_rule(
+    lax.transpose_p, TransposeRule(permutation=True), cases=[Case(jnp.transpose, ((2, 3),))]
+)
 register_rule(lax.squeeze_p, _PERMUTATION, cases=[Case(jnp.squeeze, ((1, 3, 1),))])
 register_rule(lax.rev_p, _PERMUTATION, cases=[Case(jnp.flip, ((2, 2),))])
 register_rule(lax.copy_p, _PERMUTATION, cases=[Case(jnp.copy, ((3,),))])
 register_rule(  # a permutation where it adds no elements
     lax.broadcast_in_dim_p,
-    _PERMUTATION,
+    BroadcastRule(permutation=True),
     cases=[
         Case(lambda x: x[None, :, None], ((3,),)),
         Case(lambda x: jnp.broadcast_to(x[:, None], (3, 2)), ((3,),)),
@@ -47,7 +99,7 @@ register_rule(
     cases=[Case(lambda x: jnp.square(x.astype(jnp.float16).astype(x.dtype)) + x, ((2,),))],
     note="between floating-point types; to integers it is data",
 )
-register_rule(lax.slice_p, _PART, cases=[Case(lambda x: x[1:4:2], ((5,),))])
+register_rule(lax.slice_p, SliceRule(total=False), cases=[Case(lambda x: x[1:4:2], ((5,),))])
 register_rule(
     lax.dynamic_slice_p,
     _PART,
@@ -59,7 +111,9 @@ register_rule(
     cases=[Case(lambda x: x[jnp.array([2, 0])], ((3, 2),))],
     note="indices are data",
 )
-register_rule(lax.split_p, _PART, cases=[Case(lambda x: lax.split(x, (2, 1))[0], ((3,),))])
+register_rule(
+    lax.split_p, SplitRule(total=False), cases=[Case(lambda x: lax.split(x, (2, 1))[0], ((3,),))]
+)
 register_rule(
     lax.concatenate_p,
     _SEVERAL,

@@ -77,7 +77,7 @@ def excess(rule, f, domain, count=500, decades=(-3, 3), oracle=None, params=None
         return rule.project(params or {}, (x, *data), z, weights)
 
     moments, out, _ = jax.jit(project)(*sample)
-    moved = moments[0].first / moments[0].mass
+    moved = np.clip(moments[0].first / moments[0].mass, *domain or (-INF, INF))  # 1e-38 underflows
     assert not np.isnan(out).any()
     exact = [a.astype(np.float64) for a in sample]
     nearest = (oracle or brute_force)(f, *exact, *domain)
