@@ -148,8 +148,10 @@ class _Builder:
         if not any(variable[i] or equation.inputs[i].frozen for i in deciding):
             return False
         what = "a branch (lax.cond or switch)" if kind == "cond" else "a loop (while_loop)"
+        direct = [i in deciding and flag for i, flag in enumerate(variable)]
+        origin = self.path(equation, direct) or "a variable"
         self.problems.append(
-            f"{what} at {equation.source} depends on the value of a variable; a projection cannot "
+            f"{what} at {equation.source} depends on the value of {origin}; a projection cannot "
             "change the course of a program. Use jnp.where, or decide by data (what went through "
             "jax.lax.stop_gradient is data)"
         )

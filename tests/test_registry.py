@@ -14,9 +14,10 @@ from pjax_trace.registry import rule_for
 
 @pytest.fixture
 def table(monkeypatch):
-    """The table of rules, as it was before the test."""
-    rule_for(jax.lax.add_p)
-    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+    """The table of rules without floor and real, put back after the test."""
+    without = (jax.lax.floor_p, jax.lax.real_p)
+    rules = {p: entry for p, entry in registry.entries().items() if p not in without}
+    monkeypatch.setattr(registry, "_RULES", rules)
 
 
 def mean_of(operands, out, weights):
@@ -74,7 +75,7 @@ def test_wrong_types(table):
 
 
 def test_an_unregistered_primitive_has_no_rule():
-    assert rule_for(jax.lax.erf_inv_p) is None
+    assert rule_for(jax.lax.linalg.cholesky_p) is None
 
 
 def test_parameters_of_a_primitive_reach_the_rule(table):

@@ -64,7 +64,7 @@ def test_linear_under_vmap():
     traced = run(fit, model, normal(1, 5, 3))
     assert [terms(c) for c in sums(traced.graph)] == [[1, 2]] * 3
     families = [c.rule.family for c in traced.graph.constraints]
-    assert families == ["sum", "elementwise", "sum", "elementwise", "sum", "set"]
+    assert families == ["sum", "extremum", "sum", "extremum", "sum", "set"]
     check_values(traced)
 
 
