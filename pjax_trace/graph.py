@@ -358,8 +358,9 @@ def colour(
     """Give every node one of two colours so that every edge joins two, inserting identities.
 
     Colours spread from the output constraints (colour 0, projected first), breadth-first in program
-    order; then nodes change sides as long as fewer variables clash. Where an edge would join equal colours, the variable gets one identity constraint, before
-    its views, and the readers of that colour read its output instead.
+    order; then nodes change sides as long as fewer variables clash. Where an edge would join equal
+    colours, the variable gets one identity constraint, before its views, and the readers of that
+    colour read its output instead.
 
     Args:
         graph: the graph.

@@ -33,6 +33,8 @@ __all__ = [
     "Weights",
     "entries",
     "function_entries",
+    "paired",
+    "register_paired",
     "register_function",
     "register_rule",
     "rule_for",
@@ -506,6 +508,29 @@ def register_rule(
         )
     _RULES[primitive] = Entry(rule, tuple(cases), since, note)
     return rule
+
+
+_PAIRED: dict[Any, Callable[..., Any]] = {}
+
+
+def register_paired(primitive: Any, function: Callable[..., Any]) -> None:
+    """Tell pjax-trace what a primitive does to complex values that depend on variables.
+
+    Such a value is a pair of reals: an array with one more axis in front.
+
+    Args:
+        primitive: the primitive.
+        function: ``function(params, pairs, *operands)``, written in JAX; ``pairs`` says which of
+            the operands are pairs. Complex data come as they are. Where the primitive's output
+            is complex, it returns a pair.
+    """
+    _PAIRED[primitive] = function
+
+
+def paired(primitive: Any) -> Callable[..., Any] | None:
+    """What a primitive does to pairs, or None."""
+    _load_rule_packs()
+    return _PAIRED.get(primitive)
 
 
 class FunctionEntry:

@@ -19,10 +19,10 @@ import numpy as np
 
 from pjax_trace import _compat
 from pjax_trace.control import inline_branches, lift_scan
-from pjax_trace.errors import TraceError
+from pjax_trace.errors import MissingRuleError, TraceError
 from pjax_trace.match import claim_functions
 from pjax_trace.narrow import narrow_sums
-from pjax_trace.registry import Refusal, rule_for
+from pjax_trace.registry import Refusal, paired, rule_for
 
 __all__ = ["Equation", "Program", "Value", "needed_equations", "trace_program"]
 
@@ -204,8 +204,9 @@ class _Tracer:
         relaxed = [v.dtype != a.aval.dtype for v, a in zip(operands, eqn.invars, strict=True)]
         if kind and any(relaxed):
             raise TraceError(
-                f"a boolean that depends on variables enters a {kind} at {source}; make it a "
-                "float first (jnp.where(condition, 1.0, 0.0)), or compute it inside"
+                f"a boolean or complex value that depends on variables enters a {kind} at "
+                f"{source}; make it real first (jnp.where(condition, 1.0, 0.0), or real and "
+                "imaginary part), or compute it inside"
             )
         if kind == "scan":
             return lift_scan(self, eqn, operands, walk)
@@ -214,12 +215,42 @@ class _Tracer:
         call = _compat.call_body(eqn)
         if call is not None:
             return walk_jaxpr(*call, operands)
+        # In this jaxpr complex, but variable: a pair of reals, one more axis in front.
+        pairs = [
+            r and bool(jnp.issubdtype(a.aval.dtype, jnp.complexfloating))
+            for r, a in zip(relaxed, eqn.invars, strict=True)
+        ]
+        complex_out = [jnp.issubdtype(a.aval.dtype, jnp.complexfloating) for a in eqn.outvars]
+        if any(pairs) or any(complex_out):
+            return self.paired(eqn, operands, pairs, complex_out, source, walk)
         rule = rule_for(eqn.primitive)
         variable = tuple(v.variable for v in operands)
         function = rule.rewrite(eqn.params, operands, variable) if rule else None
         if function is None and any(relaxed) and not isinstance(rule, Refusal):
             function = self.relaxed(eqn, operands, source)
         return None if function is None else walk(function, *operands, own=False)
+
+    def paired(
+        self,
+        eqn: Any,
+        operands: Sequence[Value],
+        pairs: Sequence[bool],
+        complex_out: Sequence[bool],
+        source: str,
+        walk: Callable[..., list[Value]],
+    ) -> list[Value]:
+        """The outputs of an equation on complex values, pairs of reals where they move."""
+        function = paired(eqn.primitive)
+        if function is None:
+            raise MissingRuleError(
+                f"{eqn.primitive.name} at {source} has no rule for complex values that depend on "
+                "variables; compute with their real and imaginary parts"
+            )
+        results = walk(functools.partial(function, eqn.params, pairs), *operands, own=False)
+        for i, flag in enumerate(complex_out):
+            if flag and not results[i].variable:  # frozen: data are complex numbers
+                (results[i],) = walk(lambda u: jax.lax.complex(u[0], u[1]), results[i], own=False)
+        return results
 
     def relaxed(
         self, eqn: Any, operands: Sequence[Value], source: str
@@ -255,9 +286,7 @@ class _Tracer:
         moving = eqn.primitive is not jax.lax.stop_gradient_p and any(v.variable for v in operands)
         avals = [var.aval for var in eqn.outvars]
         refused = isinstance(rule_for(eqn.primitive), Refusal)  # and is not data, but reported
-        flags = [
-            moving and (refused or bool(jnp.issubdtype(a.dtype, jnp.inexact))) for a in avals
-        ]
+        flags = [moving and (refused or bool(jnp.issubdtype(a.dtype, jnp.inexact))) for a in avals]
         results = self.emit(eqn.primitive, eqn.params, operands, flags, avals, scope, source)
         if key is not None:
             self.views[key] = results

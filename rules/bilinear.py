@@ -201,7 +201,7 @@ def _odds(
         second = 4 * rate * slope + 6 * pull2 + (8 * rate * rate - 6 * bend) * pull
         change = 2 * excess * first / (2 * first * first + excess * second + tiny)
         change = jnp.clip(change, -0.9, 9)  # relative, of v
-        odds = jnp.maximum(odds - change, 0) / (1 + change)
+        odds = jnp.maximum((odds - change) / (1 + change), 0)
     # Else XLA solves the equation anew for everything that it makes of the root.
     return lax.optimization_barrier(odds)
 

@@ -28,10 +28,10 @@ __all__ = ["Composite", "nearest_softmax", "nearest_standardised"]
 
 _GRID = 64
 _NEWTON = 10
-
-
-def _norm(v: tuple[Array, ...]) -> Array:
-    return jnp.sqrt(sum(jnp.square(x) for x in v))
+_SAMPLES = 4
+_STEPS = 8
+_LEAST = 1e-6  # probabilities below are alike where Newton starts
+_MASKED = 1e30
 
 
 def standardise(x: Array, axes: tuple[int, ...], eps: float) -> Array:
@@ -159,57 +159,150 @@ def nearest_softmax(
     wz: Float[Array, "..."],
     *,
     axis: int,
-    steps: int = 8,
-    ts: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
 ) -> Float[Array, "..."]:
-    """TODO."""
-    x0 = jnp.maximum(x0, -1e30)
+    """An argmin over ``x`` of ``wx |x − x0|² + Σ wz (softmax(x) − z0)²``, slice by slice.
+
+    Newton's method from the best of five points on the way from x0 to the logarithm of z0. With
+    z = softmax(x), r = wz (z − z0) and e = wz z² + z (r − ⟨z, r⟩), the Hessian is twice
+    ``diag(wx + e) − e zᵀ − z eᵀ + (Σ e) z zᵀ``: a diagonal and rank two, solved by the formula of
+    Woodbury. It is positive definite if no e is negative, as negative ones are taken to be; a step
+    that does not descend is taken back, and damped (Levenberg and Marquardt).
+
+    Args:
+        x0: slices before; −inf, or very small numbers, where something is masked.
+        z0: slices after, of the same shape; any real numbers.
+        wx: positive weight.
+        wz: positive weights, of the same shape.
+        axis: of a slice.
+
+    Returns:
+        x, of the same mean as x0 in each slice. The point of the graph is at most as far as
+        ``(x0, softmax(x0))``, and usually the nearest one; the distance may have other minima.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.rules.composites import nearest_softmax
+        >>> x0, z0 = jnp.zeros(2), jnp.array([1.0, 0.0])
+        >>> x = nearest_softmax(x0, z0, 1e-6, jnp.ones(2), axis=0)
+        >>> jax.nn.softmax(x).round(2).tolist()
+        [1.0, 0.0]
+    """
+    x0 = jnp.maximum(x0, -_MASKED)  # finite after a product with a weight
 
     def total(a: Array) -> Array:
         return jnp.sum(a, axis, keepdims=True)
 
-    def value(d: Array) -> tuple[Array, Array]:
+    def centred(d: Array) -> Array:  # adding a constant to x changes nothing but the distance
+        return d - total(d) / d.shape[axis]
+
+    def point(d: Array) -> tuple[Array, Array, Array]:
         z = jax.nn.softmax(x0 + d, axis)
-        return z, total(wx * jnp.square(d) + wz * jnp.square(z - z0))
+        return d, z, total(wx * jnp.square(d) + wz * jnp.square(z - z0))
 
-    def keep(better: Array, new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda n, o: jnp.where(better, n, o), new, old)
+    def nearer(one: Any, other: Any) -> Any:
+        closer = one[2] < other[2]
+        return jax.tree.map(lambda a, b: jnp.where(closer, a, b), one, other), closer
 
-    d = jnp.zeros_like(x0)
-    z, far = value(d)
-    least = 1e-4
-    way = jnp.log(jnp.maximum(z0, least)) - jnp.log(jnp.maximum(z, least))
-    way = way - total(way) / x0.shape[axis]
-    best = (d, z, far)
-    for t in ts:
-        tried = (t * way, *value(t * way))
-        best = keep(tried[2] < best[2], tried, best)
+    start = point(jnp.zeros_like(x0))
+    # What is nothing on both ends, because it is masked, does not move.
+    way = centred(jnp.log(jnp.maximum(z0, _LEAST) / jnp.maximum(start[1], _LEAST)))
+
+    def sample(i: Array, best: Any) -> Any:
+        return nearer(point(way * ((i + 1).astype(way.dtype) / _SAMPLES)), best)[0]
+
+    start = jax.lax.fori_loop(0, _SAMPLES, sample, start)
 
     def step(_: Any, state: Any) -> Any:
-        *point, damping = state
-        d, z, far = point
+        (d, z, far), damping = state
         pull = wz * (z - z0)
         push = z * (pull - total(z * pull))
-        gradient = wx * d + push
         e = jnp.maximum(wz * jnp.square(z) + push, 0)
-        nu = wx + damping
-        diagonal = nu + e
-        g = gradient / diagonal
-        p, q = z / diagonal, e / diagonal
-        aa, bb, cc = total(z * p), nu * total(p), nu * total(q)
-        # (D + U M Uᵀ)⁻¹ by Woodbury
+        least = wx + damping
+        p, q = z / (least + e), e / (least + e)
+        gradient = wx * d + push
+        # The Hessian's inverse of the gradient; 1 − Σ e p and Σ e − Σ e q, without cancellation.
+        a, b, c = total(z * p), least * total(p), least * total(q)
         y, w = total(p * gradient), total(q * gradient)
-        det = aa * cc + jnp.square(bb)
-        # S = [[aa, -bb], [-bb, -cc]]; S⁻¹ (y, w)
-        k1 = (cc * y - bb * w) / det
-        k2 = (-bb * y - aa * w) / det
-        new = d - (g - p * k1 - q * k2)
-        new = new - total(new) / x0.shape[axis]
-        tried = (new, *value(new))
-        better = tried[2] <= far
+        det = a * c + jnp.square(b)
+        newton = gradient / (least + e) - p * ((c * y - b * w) / det) + q * ((b * y + a * w) / det)
+        best, closer = nearer(point(centred(d - newton)), (d, z, far))
         harder = jnp.maximum(8 * damping, 0.1 * jnp.max(e, axis, keepdims=True))
-        return (*keep(better, tried, tuple(point)), jnp.where(better, damping / 8, harder))
+        return best, jnp.where(closer, damping / 8, harder)
 
-    state = (*best, jnp.zeros_like(best[2]))
-    d, z, far, _ = jax.lax.fori_loop(0, steps, step, state)
+    (d, *_), _ = jax.lax.fori_loop(0, _STEPS, step, (start, jnp.zeros_like(start[2])))
     return x0 + d
+
+
+class Composite(Rule):
+    """A function of slices ``z = f(x)``, projected slice by slice.
+
+    Args:
+        function: ``function(x, **params)``.
+        nearest: ``nearest(x0, z0, wx, wz, **params) -> x``.
+        exactness: for the coverage table.
+    """
+
+    family = "composite"
+    granularity = "slice"
+
+    def __init__(
+        self, function: Callable[..., Array], nearest: Callable[..., Array], exactness: str
+    ):
+        self._function, self._nearest, self.exactness = function, nearest, exactness
+
+    def apply(self, params: dict[str, Any], *operands: Array) -> Array:
+        """The function."""
+        return self._function(*operands, **params)
+
+    def project(
+        self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
+    ) -> Projection:
+        """The nearest point of every slice."""
+        (x0,), (weight,) = operands, weights.operands
+        x = self._nearest(x0, out, weight, weights.out, **params)
+        z = self.apply(params, x)
+        # Twice masked is -inf minus itself.
+        moved = jnp.where(x0 < -_MASKED, 0, x - x0)
+        distance = jnp.sum(weight * jnp.square(moved)) + squared_distance(weights.out, z, out)
+        return Projection((Moment(weight * x, weight),), z, distance)
+
+
+SOFTMAX = Composite(jax.nn.softmax, nearest_softmax, "local")
+STANDARDISE = Composite(
+    standardise, nearest_standardised, "global for equal weights in a slice, else local"
+)
+
+
+def _axes(shape: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Every axis along which there is something to compare."""
+    return [{"axis": i} for i, size in enumerate(shape) if size > 1]
+
+
+def _trailing_axes(shape: tuple[int, ...]) -> list[dict[str, Any]]:
+    """What a layer norm takes together under any number of ``jax.vmap``."""
+    return [
+        {"axes": tuple(range(i, len(shape))), "eps": eps}
+        for i in range(len(shape))
+        for eps in (1e-5, 1e-6)
+    ]
+
+
+def _layer_norm(x: Array, axes: tuple[int, ...], eps: float) -> Array:
+    """As ``equinox.nn.LayerNorm`` and ``equinox.nn.GroupNorm`` have it."""
+    mean = jnp.mean(x, axes, keepdims=True)
+    variance = jnp.maximum(0.0, jnp.var(x, axes, keepdims=True))
+    return (x - mean) * jax.lax.rsqrt(variance + eps)
+
+
+register_function(
+    jax.nn.softmax,
+    SOFTMAX,
+    variants=_axes,
+    cases=[Case(jax.nn.softmax, ((3,),)), Case(lambda x: jax.nn.softmax(x, 0), ((3, 2),))],
+)
+register_function(
+    _layer_norm,
+    STANDARDISE,
+    variants=_trailing_axes,
+    cases=[Case(lambda x: _layer_norm(x, (1,), 1e-5), ((2, 4),))],
+)

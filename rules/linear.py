@@ -278,13 +278,3 @@ register_rule(
     ),
     cases=(Case(lambda x: x.at[jnp.array([0, 0])].multiply(x[:2]), ((3,),)),),
 )
-_COMPLEX = Refusal(
-    "complex values cannot be variables; write real and imaginary parts apart, a Fourier transform "
-    "as products with data: x @ cos and x @ sin of 2π i j / n"
-)
-register_rule(lax.fft_p, _COMPLEX, cases=(Case(lambda x: jnp.abs(jnp.fft.rfft(x)), ((4,),)),))
-register_rule(
-    lax.complex_p, _COMPLEX, cases=(Case(lambda x, y: jnp.abs(lax.complex(x, y)), ((2,), (2,))),)
-)
-for primitive in (lax.real_p, lax.imag_p, lax.conj_p):
-    register_rule(primitive, _COMPLEX, note="reached through complex only")

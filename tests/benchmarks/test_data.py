@@ -31,16 +31,17 @@ def small_mnist(tmp_path):
 
 def test_digits_split():
     data, again = load("digits"), load("digits")
-    assert data.train_x.shape == (1437, 64) and data.test_x.shape == (360, 64)
+    assert data.train_x.shape == (1437, 1, 8, 8) and data.test_x.shape == (360, 1, 8, 8)
     assert data.train_x.dtype == np.float32 and data.train_y.dtype == np.int32
     assert data.train_x.min() == 0 and data.train_x.max() == 1
-    assert np.bincount(data.test_y).min() >= 35
+    assert np.bincount(data.test_y).min() >= 35 and data.classes == 10
     assert all(np.array_equal(a, b) for a, b in zip(data, again, strict=True))
 
 
 def test_mnist_reads_idx_files(small_mnist):
     data = load("mnist", small_mnist)
-    assert np.array_equal(data.train_x * 255, np.arange(60).reshape(5, 12).astype(np.float32))
+    expected = np.arange(60).reshape(5, 1, 4, 3).astype(np.float32)
+    assert np.array_equal(data.train_x * 255, expected)
     assert data.test_y.tolist() == [0, 1, 2, 3, 4]
 
 
@@ -52,7 +53,7 @@ def test_mnist_in_a_folder_of_its_own(small_mnist, tmp_path_factory):
 
 def test_real_mnist(data_dir):
     data = load("mnist", data_dir)
-    assert data.train_x.shape == (60000, 784) and data.test_x.shape == (10000, 784)
+    assert data.train_x.shape == (60000, 1, 28, 28) and data.test_x.shape == (10000, 1, 28, 28)
     assert data.train_x.min() == 0 and data.train_x.max() == 1
     assert np.bincount(data.train_y).tolist() == [
         *[5923, 6742, 5958, 6131, 5842],
@@ -60,9 +61,54 @@ def test_real_mnist(data_dir):
     ]
 
 
-def test_mnist_needs_a_folder():
-    with pytest.raises(DataError, match="--data-dir"):
-        load("mnist")
+@pytest.mark.parametrize("name", ["mnist", "shakespeare"])
+def test_files_need_a_folder(name):
+    with pytest.raises(DataError, match=f"{name} is read from files: .*--data-dir"):
+        load(name)
+
+
+def test_text_is_cut_into_sequences(tmp_path):
+    (tmp_path / "input.txt").write_text("cabac" * 8 + "abdcéabcab", encoding="utf-8")
+    data = load("shakespeare", tmp_path, length=4)
+    assert data.classes == 5 and data.train_x.dtype == data.test_y.dtype == np.int32
+    assert data.train_x.shape == data.train_y.shape == (36, 4)  # One from every offset.
+    assert data.train_x[:2].tolist() == [[2, 0, 1, 0], [0, 1, 0, 2]]
+    assert data.train_y[:2].tolist() == [[0, 1, 0, 2], [1, 0, 2, 2]]
+    assert data.test_x.tolist() == [[0, 1, 3, 2], [4, 0, 1, 2]]  # They do not overlap.
+    assert data.test_y.tolist() == [[1, 3, 2, 4], [0, 1, 2, 0]]
+
+
+def test_text_in_batches(tmp_path):
+    (tmp_path / "input.txt").write_text("to be or not to be " * 10)
+    data = load("shakespeare", tmp_path, length=8)
+    (x, y), (again, _) = (next(batches(data.train_x, data.train_y, 5, seed=1)) for _ in range(2))
+    assert x.shape == y.shape == (5, 8) and np.array_equal(x[:, 1:], y[:, :-1])
+    assert np.array_equal(x, again)
+
+
+def test_real_text(data_dir):
+    data = load("shakespeare", data_dir)
+    assert data.classes == 65
+    assert data.train_x.shape == (892315 - 64, 64) and data.test_x.shape == (3485, 64)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "is missing: expected a text"),
+        (b"\xff\xfe", "cannot be read as text"),
+        (b"", "holds 0 characters, the last 0 to test on"),
+        (b"x" * 320, "holds 320 characters, the last 64 to test on; expected more than 64"),
+    ],
+    ids=["missing", "no text", "empty", "short"],
+)
+def test_bad_texts_are_named(tmp_path, content, says):
+    path = tmp_path / "input.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=says) as raised:
+        load("shakespeare", tmp_path)
+    assert str(path) in str(raised.value)
 
 
 @pytest.mark.parametrize(

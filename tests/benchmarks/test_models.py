@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.models import mlp
+from benchmarks.models import MODELS, cnn, gru, mlp
 
 
 def test_mlp_starts_he_normal_with_zero_biases():
@@ -18,6 +18,49 @@ def test_mlp_starts_he_normal_with_zero_biases():
 def test_mlp_is_linear_relu_linear():
     model = mlp(jax.random.key(1), [5, 4, 3])
     x = np.float32(np.random.default_rng(0).normal(size=5))
-    first, _, last = model.layers
+    first, last = (layer for layer in model.layers if isinstance(layer, eqx.nn.Linear))
     hidden = np.maximum(np.asarray(first.weight) @ x, 0)
     np.testing.assert_allclose(model(x), np.asarray(last.weight) @ hidden, rtol=1e-5, atol=1e-6)
+    assert np.array_equal(model(x), model(x.reshape(1, 5, 1)))  # An image is flattened.
+
+
+def test_cnn_starts_he_normal_with_zero_biases():
+    model = cnn(jax.random.key(0), [3, 64, 128, 10])
+    first, second = (layer for layer in model.layers if isinstance(layer, eqx.nn.Conv2d))
+    assert first.weight.shape == (64, 3, 3, 3) and second.weight.shape == (128, 64, 3, 3)
+    np.testing.assert_allclose(jnp.std(first.weight), np.sqrt(2 / 27), rtol=0.05)
+    np.testing.assert_allclose(jnp.std(second.weight), np.sqrt(2 / 576), rtol=0.02)
+    np.testing.assert_allclose(jnp.std(model.layers[-1].weight), np.sqrt(2 / 128), rtol=0.1)
+    assert not any(layer.bias.any() for layer in (first, second, model.layers[-1]))
+
+
+def test_cnn_sees_a_pattern_wherever_it_is():
+    model = cnn(jax.random.key(0), [1, 4, 8, 10])
+    patch = jax.random.uniform(jax.random.key(1), (1, 4, 4))
+    there, elsewhere = (jnp.zeros((1, 28, 28)).at[:, i : i + 4, 8:12].set(patch) for i in (8, 14))
+    np.testing.assert_allclose(model(there), model(elsewhere), rtol=1e-5, atol=1e-6)
+    assert model(there).shape == (10,)
+
+
+def test_gru_predicts_from_the_past_only():
+    model = gru(jax.random.key(0), [7, 4, 8, 7])
+    text = jnp.array([0, 3, 6, 2, 5])
+    logits, changed = model(text), model(text.at[3].set(1))
+    assert logits.shape == (5, 7)
+    np.testing.assert_allclose(logits[:3], changed[:3], rtol=1e-5)
+    assert not jnp.allclose(logits[3:], changed[3:])
+
+
+def test_gru_steps_its_cell():
+    model = gru(jax.random.key(0), [7, 4, 8, 7])
+    hidden = jnp.zeros(8)
+    for symbol in (2, 5):
+        hidden = model.cell(model.embedding.weight[symbol], hidden)
+    expected = model.linear(hidden)
+    np.testing.assert_allclose(model(jnp.array([2, 5]))[-1], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_every_model_is_made_of_its_sizes():
+    for make, sizes in MODELS.values():
+        leaves = jax.tree.leaves(eqx.filter(make(jax.random.key(0), sizes), eqx.is_array))
+        assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}

@@ -18,8 +18,18 @@ def test_table_has_every_method(tmp_path, capsys):
     assert all(row["ms a step"] > 0 and row["MiB"] > 0 for row in rows)
     assert rows[0]["x adam"] == rows[0]["x adam's memory"] == 1
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("12-8-4, batch 16, JAX")
+    assert printed[0].startswith("mlp 12-8-4, batch 16, JAX")
     assert len(printed) == 3 + len(rows)
+
+
+@pytest.mark.usefixtures("loose_promotion")
+@pytest.mark.parametrize("model", ["cnn --sizes 1,2,3,4", "gru --sizes 5,2,3,5 --seq-len 4"])
+def test_every_model_can_be_timed(model, capsys):
+    small = "--batch-size 2 --steps 1 --repeats 1 --solvers ap-momentum --copy-free"
+    assert step_cost.main(["--model", *model.split(), *small.split()]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith(model[:3]) and printed[-1].startswith("ap-momentum")
+    assert len(printed) == 6  # Nothing on explicit copies.
 
 
 def test_unknown_solvers_are_refused(capsys):

@@ -106,11 +106,50 @@ def test_too_large_a_batch(run):
     assert status == 2 and "1438 cannot be drawn from 1437" in output.err
 
 
+@pytest.mark.usefixtures("loose_promotion")
+def test_seeds_and_learning_rates_share_a_table(run):
+    status, output, content = run(
+        *["--baseline", "adam", "--learning-rate", "1e-9,1e-2", "--seeds", "1,2"],
+        *["--batches", "20", "--steps", "1"],
+    )
+    assert status == 0
+    named = [(row["method"], row["seed"]) for row in content["runs"]]
+    methods = ["ap-momentum", "adam 1e-09", "adam 0.01"]
+    assert named == [(method, seed) for method in methods for seed in (1, 2)]
+    assert [row["method"] for row in content["table"]] == [*methods[:2], "adam 0.01 (best)"]
+    for i, row in enumerate(content["table"]):
+        first, second = content["runs"][2 * i : 2 * i + 2]
+        assert row["test accuracy"] == (first["test accuracy"] + second["test accuracy"]) / 2
+        assert row["steps"] == 20 and row["samples"] == 640
+    assert "means of seeds 1, 2" in output.out
+
+
+@pytest.mark.usefixtures("loose_promotion")
+def test_convolutions_learn_images(run):
+    small = ["--model", "cnn", "--hidden", "2,3", "--steps", "1", "--batches", "2"]
+    status, _, content = run(*small, "--batch-size", "4", "--baseline", "adam")
+    assert status == 0 and content["runs"][1]["samples"] == 8
+
+
+@pytest.mark.usefixtures("loose_promotion")
+def test_recurrent_nets_learn_text(run, tmp_path):
+    (tmp_path / "input.txt").write_text("to be or not to be " * 30)
+    small = ["--hidden", "4,8", "--seq-len", "8", "--batch-size", "4", "--batches", "20"]
+    text = ["--dataset", "shakespeare", "--data-dir", str(tmp_path)]
+    status, _, content = run(*text, *small, "--baseline", "adam", "--learning-rate", "0.1")
+    assert status == 0 and content["options"]["model"] == "gru"
+    projections, adam = content["runs"]
+    assert projections["gap"][-1] > 0 and adam["test accuracy"] > 0.5
+
+
 @pytest.mark.parametrize(
     "options",
     [
+        ["--model", "gru"],
+        ["--learning-rate", "1e-3,0"],
         ["--batches", "0"],
         ["--hidden", "64,none"],
+        ["--seeds", "0,one"],
         ["--solver", "sgd"],
         ["--lam", "-1"],
         ["--weight-hidden", "nan"],

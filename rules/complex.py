@@ -1,0 +1,227 @@
+"""Complex values, as pairs of reals: an array with one more axis in front, real and imaginary part.
+
+The tracer keeps complex values that depend on variables so. What a primitive does to pairs is said
+here; views, sums and negation do it to both parts alike.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from pjax_trace import _compat
+from pjax_trace.calls import call, function_p
+from pjax_trace.registry import (
+    Case,
+    Moment,
+    Projection,
+    Rule,
+    Weights,
+    register_paired,
+    register_rule,
+    squared_distance,
+)
+
+__all__ = ["MAGNITUDE", "Magnitude", "OnPairs"]
+
+
+class Magnitude(Rule):
+    """``z = |x|`` of pairs ``x`` of reals, the first axis: a cone over every pair.
+
+    By symmetry the nearest point has the phase of ``x``, and its size is the nearest point of the
+    ray: ``r = max(0, (ω_x |x| + ω_z z) / (ω_x + ω_z))``. Of x = 0 the phase is free, and is 1.
+    """
+
+    family = "elementwise"
+    exactness = "exact, closed form"
+
+    def apply(self, params: dict[str, Any], *operands: Array) -> Array:
+        """The magnitude, without overflow."""
+        return jnp.hypot(*operands[0])
+
+    def project(
+        self, params: dict[str, Any], operands: Sequence[Array], out: Array, weights: Weights
+    ) -> Projection:
+        """Along the ray."""
+        (x,), (weight,) = operands, weights.operands
+        size = jnp.hypot(*x)
+        nearest = jnp.maximum((weight * size + weights.out * out) / (weight + weights.out), 0)
+        known = size > 0
+        unit = jnp.stack([jnp.ones_like(size), jnp.zeros_like(size)])
+        phase = jnp.where(known[None], x / jnp.where(known, size, 1)[None], unit)
+        moved = phase * nearest[None]
+        moved_out = jnp.hypot(*moved)
+        distance = squared_distance(weight, moved, x)
+        distance = distance + squared_distance(weights.out, moved_out, out)
+        return Projection((Moment(weight * moved, weight),), moved_out, distance)
+
+
+MAGNITUDE = Magnitude()
+
+
+class OnPairs(Rule):
+    """A primitive that is of use on complex values only; all of it is in what it does to pairs."""
+
+    def __init__(self, family: str):
+        self.family = family  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def supports(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
+        """Complex values never come here."""
+        return False
+
+
+def as_pair(x: Array) -> Array:
+    """Complex data as a pair; pairs as they are."""
+    return jnp.stack([jnp.real(x), jnp.imag(x)]) if jnp.iscomplexobj(x) else x
+
+
+def alike(primitive: Any) -> Callable[..., Any]:
+    """What a primitive that is linear in its complex operands does: the same to both parts."""
+
+    def function(params: dict[str, Any], pairs: Sequence[bool], *operands: Array) -> list[Array]:
+        split = [p or jnp.iscomplexobj(x) for p, x in zip(pairs, operands, strict=True)]
+        axes = [0 if part else None for part in split]
+        mapped = jax.vmap(functools.partial(_compat.bind, primitive, params), axes)
+        return mapped(*map(as_pair, operands))
+
+    return function
+
+
+def _matrix(kind: str, size: int, dtype: Any) -> np.ndarray:
+    """The discrete Fourier transform of a length, ``[part out, k, part in, j]``, in reals."""
+    angle = 2 * np.pi * (np.outer(np.arange(size), np.arange(size)) % size) / size
+    cos, sin = np.cos(angle), np.sin(angle) * (1 if kind == "IFFT" else -1)
+    full = np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)])
+    return (full / (size if kind == "IFFT" else 1)).astype(dtype)
+
+
+def _fourier(params: dict[str, Any], x: Array) -> Array:
+    """Along the last axes, one after the other, each a product with data."""
+    kind, lengths = params["fft_type"].name, [int(n) for n in params["fft_lengths"]]
+    axes = list(range(-len(lengths), 0))
+    if kind == "RFFT":
+        x = jnp.stack([x, jnp.zeros_like(x)])
+        for n, axis in zip(lengths, axes, strict=True):
+            x = _transform("FFT", x, n, axis)
+        return x[..., : lengths[-1] // 2 + 1]
+    if kind == "IRFFT":
+        x = _hermitian(x, lengths)
+        for n, axis in zip(lengths, axes, strict=True):
+            x = _transform("IFFT", x, n, axis)
+        return x[0]
+    for n, axis in zip(lengths, axes, strict=True):
+        x = _transform(kind, x, n, axis)
+    return x
+
+
+def _transform(kind: str, x: Array, size: int, axis: int) -> Array:
+    matrix = jnp.asarray(_matrix(kind, size, x.dtype))
+    moved = jnp.moveaxis(x, axis, -1)
+    return jnp.moveaxis(jnp.einsum("okij,i...j->o...k", matrix, moved), -1, axis)
+
+
+def _hermitian(x: Array, lengths: Sequence[int]) -> Array:
+    """All of a spectrum, from the half that a real signal has; the rest are conjugates."""
+    last = lengths[-1]
+    half = x[..., : last // 2 + 1]
+    mirrored = half[..., 1 : (last + 1) // 2][..., ::-1]
+    for axis in range(-len(lengths), -1):
+        mirrored = jnp.roll(jnp.flip(mirrored, axis), 1, axis)
+    signs = jnp.asarray([1.0, -1.0], x.dtype).reshape(2, *(1,) * (x.ndim - 1))
+    # What is real by symmetry: the constant and the last frequency of a single axis.
+    if len(lengths) == 1:
+        edge = np.zeros(half.shape[-1], bool)
+        edge[0] = True
+        edge[-1] |= last % 2 == 0
+        half = half * jnp.asarray(np.stack([np.ones_like(edge), ~edge]), x.dtype).reshape(
+            2, *(1,) * (x.ndim - 2), -1
+        )
+    return jnp.concatenate([half, mirrored * signs], -1)
+
+
+def _complex_case(function: Callable[..., Array]) -> Case:
+    return Case(lambda x, y: function(lax.complex(x, y)), ((3,), (3,)))
+
+
+def _product(params: dict[str, Any], pairs: Sequence[bool], u: Array, v: Array) -> Array:
+    u, v = as_pair(u), as_pair(v)
+    return jnp.stack([u[0] * v[0] - u[1] * v[1], u[0] * v[1] + u[1] * v[0]])
+
+
+def _quotient(params: dict[str, Any], pairs: Sequence[bool], u: Array, v: Array) -> Array:
+    if pairs[1]:
+        raise NotImplementedError("division by a complex variable; multiply by data instead")
+    return _product(params, pairs, u, 1 / v)
+
+
+def _contraction(params: dict[str, Any], pairs: Sequence[bool], u: Array, v: Array) -> Array:
+    u, v = as_pair(u), as_pair(v)
+    dot = functools.partial(lax.dot_general, dimension_numbers=params["dimension_numbers"])
+    return jnp.stack([dot(u[0], v[0]) - dot(u[1], v[1]), dot(u[0], v[1]) + dot(u[1], v[0])])
+
+
+def _convert(params: dict[str, Any], pairs: Sequence[bool], x: Array) -> Array:
+    dtype = params["new_dtype"]
+    if not jnp.issubdtype(dtype, jnp.complexfloating):
+        return x[0].astype(dtype)
+    dtype = jnp.finfo(dtype).dtype  # of the parts
+    return x.astype(dtype) if pairs[0] else jnp.stack([x, jnp.zeros_like(x)]).astype(dtype)
+
+
+for primitive in (
+    *(lax.add_p, lax.sub_p, lax.neg_p, lax.reduce_sum_p, lax.cumsum_p, lax.stop_gradient_p),
+    *(lax.reshape_p, lax.transpose_p, lax.squeeze_p, lax.rev_p, lax.copy_p, lax.slice_p),
+    *(lax.broadcast_in_dim_p, lax.concatenate_p, lax.pad_p, lax.gather_p, lax.split_p),
+    *(lax.dynamic_slice_p, lax.dynamic_update_slice_p, lax.select_n_p),
+):
+    register_paired(primitive, alike(primitive))
+register_paired(lax.mul_p, _product)
+register_paired(lax.div_p, _quotient)
+register_paired(lax.dot_general_p, _contraction)
+register_paired(lax.convert_element_type_p, _convert)
+register_paired(lax.abs_p, lambda params, pairs, u: call(function_p, MAGNITUDE, u, name="abs"))
+register_paired(lax.complex_p, lambda params, pairs, x, y: jnp.stack([x, y]))
+register_paired(lax.real_p, lambda params, pairs, u: u[0])
+register_paired(lax.imag_p, lambda params, pairs, u: u[1])
+register_paired(
+    lax.conj_p, lambda params, pairs, u: jnp.stack([u[0], -u[1]] if pairs[0] else [u, 0 * u])
+)
+register_paired(lax.fft_p, lambda params, pairs, x: _fourier(params, x))
+
+register_rule(
+    lax.complex_p,
+    OnPairs("view"),
+    cases=[_complex_case(lambda u: jnp.real(u) + jnp.imag(u))],
+    note="complex values are pairs of reals",
+)
+register_rule(
+    lax.real_p,
+    OnPairs("view"),
+    cases=[_complex_case(jnp.real)],
+)
+register_rule(
+    lax.imag_p,
+    OnPairs("view"),
+    cases=[_complex_case(jnp.imag)],
+)
+register_rule(
+    lax.conj_p,
+    OnPairs("view"),
+    cases=[_complex_case(lambda u: jnp.imag(jnp.conj(u)))],
+)
+register_rule(
+    lax.fft_p,
+    OnPairs("sum"),
+    cases=[
+        Case(lambda x: jnp.abs(jnp.fft.rfft(x)), ((5,),)),
+        Case(lambda x, y: jnp.abs(jnp.fft.fft(lax.complex(x, y))), ((4,), (4,))),
+        Case(lambda x: jnp.real(jnp.fft.ifft2(x)), ((2, 3),)),
+        Case(lambda x, y: jnp.fft.irfft(lax.complex(x, y)), ((3,), (3,))),
+    ],
+    note="as products with data, n² operations for a length n",
+)
