@@ -1,5 +1,6 @@
 """The rule library: how to project onto the graph of each JAX primitive, one file per family."""
 
+from pjax_trace.rules import activations as activations
 from pjax_trace.rules import complex as complex
 from pjax_trace.rules import composites as composites
 from pjax_trace.rules import discrete as discrete

@@ -1,20 +1,21 @@
 """Activation functions of ``jax.nn`` as one constraint each.
 
 Traced into, they would be several constraints: a silu is a product of two copies of its input. Here
-each is the graph of one scalar function, with its globally nearest point.
+each is the graph of one scalar function, with its globally nearest point. Slopes and other parameters
+that are not listed are traced into.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.stats import norm
 from jaxtyping import Array
 
-from pjax_trace import registry
-from pjax_trace.registry import Case
+from pjax_trace.registry import Case, register_function
 from pjax_trace.rules.curves import Curve, nearest_on_lines
 from pjax_trace.rules.elementwise import CurveRule, Elementwise
 
@@ -111,13 +112,17 @@ RULES: dict[Function, Elementwise] = {
     **{f: Elementwise(f, partial(nearest_on_lines, *line)) for f, line in LINES.items()},
 }
 
-if hasattr(registry, "register_function"):
-    for function, rule in RULES.items():
-        name = "gelu" if function is _gelu_exact else function.__name__
-        case = Case(function, ((3,),), 2.0)
-        if function is _gelu_exact:
-            registry.register_function(
-                jax.nn.gelu, rule, variants=({"approximate": False},), cases=[case]
-            )
-        else:
-            registry.register_function(function, rule, variants=({},), cases=[case])
+
+def _register(function: Function, rule: Elementwise, **keywords: Any) -> None:
+    case = Case(partial(function, **keywords), ((3,),), 2.0)
+    register_function(function, rule, variants=(keywords,), cases=[case])
+
+
+for function, rule in RULES.items():
+    if function is _gelu_exact:
+        _register(jax.nn.gelu, rule, approximate=False)
+    else:
+        _register(function, rule)
+for slope in (0.1, 0.2):
+    nearest = partial(nearest_on_lines, (0.0,), (slope, 1.0), (0.0, 0.0))
+    _register(jax.nn.leaky_relu, Elementwise(jax.nn.leaky_relu, nearest), negative_slope=slope)

@@ -34,7 +34,6 @@ __all__ = [
     "project_products",
     "settling_step",
     "solve_multiplier",
-    "squared_distance",
 ]
 
 # A plus or minus below this share of its equation counts as zero. It is replaced by this share,
@@ -52,7 +51,11 @@ class Multiplier(NamedTuple):
         free: per product, the signed length of a step along a free unit direction ``e``: positive
             for ``(X + W) / sqrt 2``, negative for ``(X - W) / sqrt 2``, 0 unless that vanished.
         mix: per product, ``(grow - shrink) / 2`` without its cancellation. Free steps aside, the
-            projection is ``X = c X0 + mix W0``, ``W = c W0 + mix X0``, ``c = (grow + shrink) / 2``.
+            projection is ``X = keep X0 + mix W0``, ``W = keep W0 + mix X0``.
+        keep: per product, ``(grow + shrink) / 2``.
+        distance: the weighted squared distance moved: of all operands, of ``z`` and of every
+            ``s_j``, ``sum_i 2 plus_i (grow_i - 1)^2 + 2 minus_i (shrink_i - 1)^2 + free_i^2
+            + compliance lam^2``.
     """
 
     lam: Float[Array, "..."]
@@ -60,6 +63,8 @@ class Multiplier(NamedTuple):
     shrink: tuple[Float[Array, "..."], ...]
     free: tuple[Float[Array, "..."], ...]
     mix: tuple[Float[Array, "..."], ...]
+    keep: tuple[Float[Array, "..."], ...]
+    distance: Float[Array, "..."]
 
 
 class Projection(NamedTuple):
@@ -83,7 +88,8 @@ def solve_multiplier(
     """The multiplier of ``z = sum_i <x_i, w_i> + sum_j a_j . s_j`` in the nearest-point problem.
 
     Solves the equation in the head of this module to rounding error, elementwise over the
-    equations, by Halley's iteration from a bound: four steps for one product, eight for several.
+    equations, by Halley's iteration from a bound, until no equation's answer changes: at most
+    four steps for one product, eight for several.
 
     Args:
         kappas: ``sqrt(wx ww)`` of every product, positive scalars, possibly traced.
@@ -104,9 +110,9 @@ def solve_multiplier(
         >>> from pjax_trace.rules.bilinear import solve_multiplier
         >>> x, w, z = jnp.float32(1.0), jnp.float32(2.0), jnp.float32(5.0)
         >>> plus, minus = (x + w) ** 2 / 4, (x - w) ** 2 / 4
-        >>> lam, (grow,), (shrink,), _, (mix,) = solve_multiplier([1.0], [plus], [minus], z, 1.0)
-        >>> c = (grow + shrink) / 2
-        >>> bool(abs((c * x + mix * w) * (c * w + mix * x) - (z - lam)) < 1e-5)
+        >>> solution = solve_multiplier([1.0], [plus], [minus], z, 1.0)
+        >>> (mix,), (keep,) = solution.mix, solution.keep
+        >>> bool(abs((keep * x + mix * w) * (keep * w + mix * x) - (z - solution.lam)) < 1e-5)
         True
     """
     dtype = jnp.result_type(target)
@@ -126,31 +132,44 @@ def solve_multiplier(
     negative = residual < 0
     rising = [r * jnp.where(negative, m, p) for r, p, m in zip(ratios, plus, minus, strict=True)]
     falling = [r * jnp.where(negative, p, m) for r, p, m in zip(ratios, plus, minus, strict=True)]
-    residual, slack = jnp.abs(residual), least * least * jnp.asarray(compliance, dtype)
-    scale = sum(rising) + sum(falling) + residual + slack + jnp.finfo(dtype).tiny
-    fits = scale < jnp.inf
-    scale = jnp.where(fits, scale, 1)
-    rising = [jnp.maximum(p / scale, _SEED) for p in rising]
-    falling = [jnp.maximum(m / scale, 0) for m in falling]
+    slack = least * least * jnp.asarray(compliance, dtype)
+    scale = sum(rising) + sum(falling) + jnp.abs(residual) + slack + jnp.finfo(dtype).tiny
+    scale = jnp.minimum(scale, jnp.finfo(dtype).max)
+    rising = [jnp.clip(p / scale, _SEED, 1) for p in rising]
+    falling = [jnp.clip(m / scale, 0, 1) for m in falling]
+    residual, slack = jnp.clip(residual / scale, -1, 1), jnp.minimum(slack / scale, 1)
     # One product alone lags behind nothing; said so, it costs half as much.
     lags = [None] if len(kappas) == 1 else [(kappa - least) / kappa for kappa in kappas]
-    odds = _odds(ratios, lags, rising, falling, residual / scale, slack / scale)
-    odds = jnp.where(fits, odds, 0)
+    # Else XLA does all of this anew for everything that it makes of the root.
+    rising, falling, residual, slack, scale = lax.optimization_barrier(
+        (rising, falling, residual, slack, scale)
+    )
+    odds = _odds(ratios, lags, rising, falling, jnp.abs(residual), slack)
+    odds = jnp.where(scale < jnp.finfo(dtype).max, odds, 0)
 
-    sign, t = jnp.where(negative, -1, 1).astype(dtype), odds / (1 + odds)
-    grow, shrink, free, mix = [], [], [], []
-    for r, lag, p in zip(ratios, lags, rising, strict=True):
-        up, down, up_slope, _ = _factors(odds, r, lag)
+    negative, sign, t = residual < 0, jnp.sign(residual), odds / (1 + odds)
+    grow, shrink, free, mix, keep = [], [], [], [], []
+    stiffness, freely = slack, jnp.zeros((), dtype)
+    for r, lag, p, m in zip(ratios, lags, rising, falling, strict=True):
         vanished = p <= _SEED
-        # A vanished sum grows from the seed, by up^2 - 1 = odds near (up + 1), not by a factor.
-        step = jnp.sqrt(2 * p * odds * (up_slope / r) * (up + 1) * scale)
-        mixed = jnp.where(vanished, (1 - down) / 2, r * t * up * down)
+
+        def step(r=r, lag=lag, p=p, vanished=vanished):
+            # A vanished sum grows from the seed, by up^2 - 1 = odds near (up + 1), not by a factor.
+            up, _, slope, _ = _factors(odds, r, lag)
+            step = jnp.sqrt(2 * p * odds * (slope / r) * (up + 1) * scale)
+            return jnp.where(vanished, sign * step, 0)
+
+        up, down, _, _ = _factors(odds, r, lag)
+        mix.append(sign * jnp.where(vanished, (1 - down) / 2, r * t * up * down))
         up = jnp.where(vanished, 1, up)
         grow.append(jnp.where(negative, down, up))
         shrink.append(jnp.where(negative, up, down))
-        free.append(jnp.where(vanished, sign * step, 0))
-        mix.append(sign * mixed)
-    return Multiplier(sign * least * t, tuple(grow), tuple(shrink), tuple(free), tuple(mix))
+        free.append(lax.cond(jnp.any(vanished), step, lambda: jnp.zeros_like(odds)))
+        keep.append(0.5 * (up + down))
+        stiffness = stiffness + 2 * r * (p * up * up + m * down * down)
+        freely = freely + jnp.square(free[-1])
+    factors = (tuple(part) for part in (grow, shrink, free, mix, keep))
+    return Multiplier(sign * least * t, *factors, scale * t * t * stiffness + freely)
 
 
 def _factors(odds: Array, ratio: Array, lag: Array | None) -> tuple[Array, Array, Array, Array]:
@@ -181,9 +200,9 @@ def _odds(
     convex in ``v`` where it is positive: steps from a bound ``v >= root`` never overshoot.
     With several kappas they may, hence more steps, and none beyond a factor of ten.
     """
-    odds = _lower_bound(ratios, lags, rising, falling, residual, slack)
-    tiny = jnp.finfo(odds.dtype).tiny
-    for _ in range(4 if len(lags) == 1 else 8):
+    tiny = jnp.finfo(residual.dtype).tiny
+
+    def halley(odds: Array) -> Array:
         excess = slack / (1 + odds)
         push0 = push1 = push2 = pull1 = pull2 = jnp.zeros_like(odds)
         for r, lag, p, m in zip(ratios, lags, rising, falling, strict=True):
@@ -201,8 +220,20 @@ def _odds(
         second = 4 * rate * slope + 6 * pull2 + (8 * rate * rate - 6 * bend) * pull
         change = 2 * excess * first / (2 * first * first + excess * second + tiny)
         change = jnp.clip(change, -0.9, 9)  # relative, of v
-        odds = jnp.maximum((odds - change) / (1 + change), 0)
-    # Else XLA solves the equation anew for everything that it makes of the root.
+        return jnp.maximum(odds - change, 0) / (1 + change)
+
+    def step(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        count, odds, _ = carry
+        new = lax.optimization_barrier(halley(odds))
+        return count + 1, new, jnp.max(jnp.abs(new - odds) / (1 + new), initial=0)
+
+    # The error is the cube of a step's change, at most: most batches of equations need one or two.
+    most = 4 if len(lags) == 1 else 8
+    least = 0.3 * float(jnp.finfo(residual.dtype).eps) ** (1 / 3)
+    odds = _lower_bound(ratios, lags, rising, falling, residual, slack)
+    start = (jnp.zeros((), jnp.int32), odds, jnp.full((), jnp.inf, odds.dtype))
+    _, odds, _ = lax.while_loop(lambda c: (c[0] < most) & ~(c[2] <= least), step, start)
+    # Else XLA bounds the loop's work anew for everything that it makes of the root.
     return lax.optimization_barrier(odds)
 
 
@@ -240,28 +271,6 @@ def _lower_bound(
         square = jnp.sqrt(near / jnp.maximum(rest, _SEED))
         v = jnp.minimum(v, jnp.where(rest > 0, jnp.minimum(square, cubic), cubic - rest / slope))
     return jnp.maximum(bound, 1 / v - 1)
-
-
-def squared_distance(
-    multiplier: Multiplier,
-    kappas: Sequence[ArrayLike],
-    plus: Sequence[Float[Array, "..."]],
-    minus: Sequence[Float[Array, "..."]],
-    compliance: ArrayLike,
-) -> Float[Array, "..."]:
-    """The weighted squared distance that ``solve_multiplier``'s answer moves, by equation.
-
-    ``sum_i 2 plus_i (grow_i - 1)^2 + 2 minus_i (shrink_i - 1)^2 + free_i^2 + compliance lam^2``:
-    of all operands, of ``z`` and of every ``s_j``, without forming any of them.
-    """
-    lam, dtype = multiplier.lam, multiplier.lam.dtype
-    total = jnp.asarray(compliance, dtype) * lam * lam
-    factors = zip(kappas, plus, minus, *multiplier[1:4], strict=True)
-    for kappa, p, m, grow, shrink, free in factors:
-        t = lam / jnp.asarray(kappa, dtype)
-        stretch, squeeze = t * grow, t * shrink  # grow - 1 and 1 - shrink, without cancellation
-        total += 2 * (p * stretch * stretch + m * squeeze * squeeze) + free * free
-    return total
 
 
 def project_products(
@@ -314,10 +323,8 @@ def project_products(
         lapse, slope = lapse - jnp.sum(x * w, -1), slope + p.slope(x, w)
     step = settling_step(lapse, slope, compliance)
     moved = [p.settled(*pair, step) for p, pair in zip(pairs, moved, strict=True)]
-    distance = squared_distance(solution, kappas, plus, minus, compliance)
-    return Projection(
-        tuple(x for x, _ in moved), tuple(w for _, w in moved), solution.lam, distance
-    )
+    xs, ws = tuple(x for x, _ in moved), tuple(w for _, w in moved)
+    return Projection(xs, ws, solution.lam, solution.distance)
 
 
 def _column(x: ArrayLike) -> Array:
@@ -376,7 +383,7 @@ class PrivateProduct(NamedTuple):
 
     def moved(self, solution: Multiplier, i: int) -> tuple[Array, Array]:
         """The projected operands, this being product ``i`` of the solution."""
-        grow, shrink, free, mix = (factor[i][..., None] for factor in solution[1:])
+        grow, shrink, free, mix = (factor[i][..., None] for factor in solution[1:5])
         wx, ww = self.weights
         # c x + mix w, as multiples of the operand and of the sum that may grow without bound.
         keep = jnp.minimum(grow, shrink)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -24,20 +25,25 @@ from pjax_trace.registry import (
 )
 from pjax_trace.rules.roots import bracketed_newton
 
-__all__ = ["Composite", "nearest_softmax", "nearest_standardised"]
+__all__ = ["Composite", "nearest_normalised", "nearest_softmax", "nearest_standardised"]
 
-_GRID = 64
-_NEWTON = 10
-_SAMPLES = 4
-_STEPS = 8
+_GRID = 64  # points at which a distance of one unknown is sampled
+_NEWTON = 10  # steps from the best of them
+_MAJORISATIONS = 8  # for weights that vary within a slice
+_SAMPLES = 4  # starts of a softmax, besides the point itself
+_STEPS = 8  # from the best of them
 _LEAST = 1e-6  # probabilities below are alike where Newton starts
 _MASKED = 1e30
 
 
 def standardise(x: Array, axes: tuple[int, ...], eps: float) -> Array:
     """``(x − mean) / √(variance + eps)`` along some axes."""
-    centred = x - jnp.mean(x, axes, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + eps)
+    return normalise(x - jnp.mean(x, axes, keepdims=True), axes, eps)
+
+
+def normalise(x: Array, axes: tuple[int, ...], eps: float) -> Array:
+    """``x / √(mean square + eps)`` along some axes."""
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axes, keepdims=True) + eps)
 
 
 def nearest_standardised(
@@ -51,12 +57,7 @@ def nearest_standardised(
 ) -> Float[Array, "..."]:
     """The argmin over ``x`` of ``wx |x − x0|² + Σ wz (standardise(x) − z0)²``, slice by slice.
 
-    ``x = m + s u`` with mean 0 and mean square 1 of u makes ``z = h u``, ``h = s / √(s² + eps)``.
-    The best m is the mean of x0, the best u is along ``wx s x0 + wz h z0``, centred; only s is left.
-    That is one scalar unknown in the plane of x0 and z0, whose distance is sampled, and Newton's
-    method goes on from the best. Weights that vary within a slice are majorised by the greatest,
-    ``wz (z − z0)² ≤ max wz · (z − z₁)² + const`` with ``z₁`` between the last z and z0; a few such
-    steps never go up, but end near a local minimum.
+    The best mean is that of x0, and the rest is `nearest_normalised` among slices of mean 0.
 
     Args:
         x0: slices before.
@@ -67,19 +68,79 @@ def nearest_standardised(
         eps: positive.
 
     Returns:
-        x. The point of the graph is at most as far as ``(x0, standardise(x0))``.
+        x, as near as `nearest_normalised`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.rules.composites import nearest_standardised
+        >>> x0, z0 = jnp.array([1.0, 3.0]), jnp.array([2.0, -2.0])
+        >>> nearest_standardised(x0, z0, 1.0, jnp.ones(2), axes=(0,), eps=1e-6).round(2).tolist()
+        [2.0, 2.0]
     """
+    return _nearest(x0, z0, wx, wz, axes, eps, lambda a: a - jnp.mean(a, axes, keepdims=True))
+
+
+def nearest_normalised(
+    x0: Float[Array, "..."],
+    z0: Float[Array, "..."],
+    wx: Float[Array, ""] | float,
+    wz: Float[Array, "..."],
+    *,
+    axes: tuple[int, ...],
+    eps: float,
+) -> Float[Array, "..."]:
+    """The argmin over ``x`` of ``wx |x − x0|² + Σ wz (normalise(x) − z0)²``, slice by slice.
+
+    ``x = s u`` with mean square 1 of u makes ``z = h u``, ``h = s / √(s² + eps)``. The best u is
+    along ``wx s x0 + wz h z0``; only s is left, one scalar unknown in the plane of x0 and z0. The
+    distance is sampled, and Newton's method goes on from the best s.
+
+    Weights that vary within a slice are majorised by the greatest, ``wz (z − z0)² ≤ max(wz)
+    (z − z₁)² + constant`` with z₁ between the last z and z0 (de Leeuw); a few such steps never go
+    up, but need not end at the nearest point.
+
+    Args:
+        x0: slices before.
+        z0: slices after, of the same shape.
+        wx: positive weight.
+        wz: positive weights, of the same shape.
+        axes: of a slice.
+        eps: positive.
+
+    Returns:
+        x. The point of the graph is at most as far as ``(x0, normalise(x0))``, and the nearest
+        one if all wz of a slice are equal.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.rules.composites import nearest_normalised
+        >>> x0, z0 = jnp.array([3.0, 0.0]), jnp.array([0.0, 0.0])
+        >>> nearest_normalised(x0, z0, 1.0, jnp.ones(2), axes=(0,), eps=1e-6).round(2).tolist()
+        [3.0, 0.0]
+    """
+    return _nearest(x0, z0, wx, wz, axes, eps, lambda a: a)
+
+
+def _nearest(
+    x0: Array,
+    z0: Array,
+    wx: Any,
+    wz: Array,
+    axes: tuple[int, ...],
+    eps: float,
+    among: Callable[[Array], Array],
+) -> Array:
+    """`nearest_normalised` in the subspace that ``among`` projects onto; x0's rest stays."""
 
     def mean(a: Array) -> Array:
         return jnp.mean(a, axes, keepdims=True)
 
-    middle, most = mean(x0), jnp.max(wz, axes, keepdims=True)
+    a, most = among(x0), jnp.max(wz, axes, keepdims=True)
     share = wz / most
-    a = x0 - middle
     size = jnp.sqrt(mean(jnp.square(a)))
 
     def project(target: Array) -> Array:
-        b = target - mean(target)
+        b = among(target)
         size_b = jnp.sqrt(mean(jnp.square(b)))
         first = jnp.where(size > 0, a / _positive(size), b / _positive(size_b))
         along = mean(b * first)
@@ -90,13 +151,14 @@ def nearest_standardised(
 
     def step(state: tuple[Array, Array]) -> tuple[Array, Array]:
         count, x = state
-        z = standardise(x, axes, eps)
+        z = normalise(x, axes, eps)
         return count + 1, project(z + share * (z0 - z))
 
     def unfinished(state: tuple[Array, Array]) -> Array:
-        return (state[0] == 0) | ((state[0] < 8) & jnp.any(share < 1))
+        return (state[0] == 0) | ((state[0] < _MAJORISATIONS) & jnp.any(share < 1))
 
-    return middle + jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), a))[1]
+    count = jnp.zeros((), jnp.int32)
+    return x0 - a + jax.lax.while_loop(unfinished, step, (count, a))[1]
 
 
 def _positive(x: Array) -> Array:
@@ -187,7 +249,6 @@ def nearest_softmax(
         >>> jax.nn.softmax(x).round(2).tolist()
         [1.0, 0.0]
     """
-    x0 = jnp.maximum(x0, -_MASKED)  # finite after a product with a weight
 
     def total(a: Array) -> Array:
         return jnp.sum(a, axis, keepdims=True)
@@ -268,9 +329,9 @@ class Composite(Rule):
 
 
 SOFTMAX = Composite(jax.nn.softmax, nearest_softmax, "local")
-STANDARDISE = Composite(
-    standardise, nearest_standardised, "global for equal weights in a slice, else local"
-)
+_NORMS = "global for equal weights in a slice, else local"
+STANDARDISE = Composite(standardise, nearest_standardised, _NORMS)
+NORMALISE = Composite(normalise, nearest_normalised, _NORMS)
 
 
 def _axes(shape: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -278,8 +339,12 @@ def _axes(shape: tuple[int, ...]) -> list[dict[str, Any]]:
     return [{"axis": i} for i, size in enumerate(shape) if size > 1]
 
 
+_BARE_LAYER_NORM = eqx.nn.LayerNorm(4, use_weight=False, use_bias=False)
+_BARE_RMS_NORM = eqx.nn.RMSNorm(4, use_weight=False, use_bias=False)
+
+
 def _trailing_axes(shape: tuple[int, ...]) -> list[dict[str, Any]]:
-    """What a layer norm takes together under any number of ``jax.vmap``."""
+    """What a norm takes together under any number of ``jax.vmap``."""
     return [
         {"axes": tuple(range(i, len(shape))), "eps": eps}
         for i in range(len(shape))
@@ -287,11 +352,36 @@ def _trailing_axes(shape: tuple[int, ...]) -> list[dict[str, Any]]:
     ]
 
 
-def _layer_norm(x: Array, axes: tuple[int, ...], eps: float) -> Array:
-    """As ``equinox.nn.LayerNorm`` and ``equinox.nn.GroupNorm`` have it."""
-    mean = jnp.mean(x, axes, keepdims=True)
-    variance = jnp.maximum(0.0, jnp.var(x, axes, keepdims=True))
-    return (x - mean) * jax.lax.rsqrt(variance + eps)
+def _last_axis(shape: tuple[int, ...]) -> list[dict[str, Any]]:
+    return _trailing_axes(shape)[-2:]
+
+
+def _batched(norm: Callable[[Array], Array], x: Array, axes: tuple[int, ...]) -> Array:
+    for _ in range(axes[0]):
+        norm = jax.vmap(norm)
+    return norm(x)
+
+
+def layer_norm(x: Array, axes: tuple[int, ...], eps: float) -> Array:
+    """As ``equinox.nn.LayerNorm`` and ``equinox.nn.GroupNorm`` have it, without their scale."""
+
+    def norm(x: Array) -> Array:
+        mean = jnp.mean(x, keepdims=True)
+        variance = jnp.maximum(0.0, jnp.var(x, keepdims=True))
+        return (x - mean) * jax.lax.rsqrt(variance + eps)
+
+    return _batched(norm, x, axes)
+
+
+def rms_norm(x: Array, axes: tuple[int, ...], eps: float) -> Array:
+    """As ``equinox.nn.RMSNorm`` has it, without its scale."""
+    return _batched(lambda x: jax.lax.rsqrt(jnp.mean(x**2) + eps) * x, x, axes)
+
+
+def layer_norm_by_hand(x: Array, axes: tuple[int, ...], eps: float) -> Array:
+    """As one writes it."""
+    mean, variance = jnp.mean(x, axes, keepdims=True), jnp.var(x, axes, keepdims=True)
+    return (x - mean) / jnp.sqrt(variance + eps)
 
 
 register_function(
@@ -300,9 +390,11 @@ register_function(
     variants=_axes,
     cases=[Case(jax.nn.softmax, ((3,),)), Case(lambda x: jax.nn.softmax(x, 0), ((3, 2),))],
 )
-register_function(
-    _layer_norm,
-    STANDARDISE,
-    variants=_trailing_axes,
-    cases=[Case(lambda x: _layer_norm(x, (1,), 1e-5), ((2, 4),))],
-)
+# With a scale behind, as trained norms have; alone, a norm is exact for equal weights only.
+for function, rule, variants, example in (
+    (layer_norm, STANDARDISE, _trailing_axes, jax.vmap(_BARE_LAYER_NORM)),
+    (layer_norm_by_hand, STANDARDISE, _last_axis, lambda x: layer_norm_by_hand(x, (1,), 1e-6)),
+    (rms_norm, NORMALISE, _trailing_axes, jax.vmap(_BARE_RMS_NORM)),
+):
+    case = Case(lambda x, scale, example=example: scale * example(x), ((2, 4), (2, 4)))
+    register_function(function, rule, variants=variants, cases=[case])

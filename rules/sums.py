@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -56,6 +57,15 @@ class Term:
         """From the sum's layout to the map's."""
         return x if self.layout is None else self.layout.backward(x)
 
+    def seen_from(self, frame: Layout | None) -> "Term":
+        """The same term of the sum before ``frame`` is applied to it."""
+        if frame is None:
+            return self
+        if self.layout is frame:
+            return dataclasses.replace(self, layout=None)
+        layout = Layout(lambda x: frame.backward(self.forward(x)), self.map.shape, frame.before)
+        return dataclasses.replace(self, layout=layout)
+
 
 class SumRule(Rule):
     """The nearest points of a sum of terms, every scalar equation by itself.
@@ -79,14 +89,20 @@ class SumRule(Rule):
         x in the rows that read it sum to ``x·fᵀ(c; 1) + √(ω_w/ω_x) fᵀ(cτ; w)``, with fᵀ the
         transpose of the product in x: no copy is ever made.
         """
-        linear, products = [], []
-        for term in params["terms"]:
-            variable = [i for i in term.operands if weights.operands[i] is not None]
-            if len(variable) == 2:
-                products.append(_Product(term, operands, weights))
-            else:
-                linear.append(_Linear(term, operands, weights))
-        compliance, target = 1.0 / weights.out, out
+        variables = {i for i, weight in enumerate(weights.operands) if weight is not None}
+        bilinear_terms = [t for t in params["terms"] if len(variables & {*t.operands}) == 2]
+        # All rows are in the layout of the first product, which has most to do with them.
+        frame = bilinear_terms[0].layout if bilinear_terms else None
+        products = [_Product(t.seen_from(frame), operands, weights) for t in bilinear_terms]
+        linear = [
+            _Linear(term.seen_from(frame), operands, weights)
+            for term in params["terms"]
+            if term not in bilinear_terms
+        ]
+        weight_out = weights.out
+        if frame is not None:
+            out, weight_out = frame.backward(out), frame.backward(weight_out)
+        compliance, target = 1.0 / weight_out, out
         for part in linear:
             compliance = compliance + part.compliance
             target = target - part.value
@@ -98,7 +114,7 @@ class SumRule(Rule):
                 kappas, plus, minus, target, compliance, value=jnp.asarray(value)
             )
             multiplier = solution.lam
-            distance = jnp.sum(bilinear.squared_distance(solution, kappas, plus, minus, compliance))
+            distance = jnp.sum(solution.distance)
             sums = _moved(products, solution, target, compliance)
             for product, moved in zip(products, sums, strict=True):
                 for position, moment in product.moments(moved):
@@ -108,7 +124,8 @@ class SumRule(Rule):
             distance = jnp.sum(target * multiplier)
         for part in linear:
             moments[part.position] = part.moment(multiplier)
-        return Projection(tuple(moments), out - multiplier / weights.out, distance)
+        out = out - multiplier / weight_out
+        return Projection(tuple(moments), out if frame is None else frame.forward(out), distance)
 
     def elementwise(self, params: dict[str, Any], variable: Sequence[bool], position: int) -> bool:
         """Where the operand is no factor of a product of variables."""
@@ -255,10 +272,10 @@ class _Product:
 
     def solution(self, solution: bilinear.Multiplier, i: int) -> bilinear.Multiplier:
         """What a solution says of this product, product ``i`` of it, in the product's layout."""
-        return bilinear.Multiplier(
-            self.term.backward(solution.lam),
-            *((self.term.backward(factor[i]),) for factor in solution[1:]),
-        )
+        lam, *factors, distance = solution
+        backward = self.term.backward
+        factors = ((backward(factor[i]),) for factor in factors)
+        return bilinear.Multiplier(backward(lam), *factors, distance)
 
     def moments(self, moved: Sequence[Array]) -> list[tuple[int, Moment]]:
         """Of both operands, from the weighted sums of their projected copies."""
@@ -281,16 +298,26 @@ class _Product:
     def shared(self, solution: bilinear.Multiplier) -> list[Array]:
         """The weighted sums of all projected copies, without making them."""
         spread, pull = self.term.map.spread, self.term.map.pull
-        grow, shrink, free, mix = (factor[0] for factor in solution[1:])
+        (free,), (mix,), (keep,) = solution.free, solution.mix, solution.keep
+        # Else XLA makes them anew, in other orders, for each of the sums.
+        keep, mix = lax.optimization_barrier((keep, mix))
         # The free direction of a row is a unit vector of equal entries.
         entries = 2 * np.maximum(self.term.map.count, 1)
-        free = free / jnp.sqrt(jnp.asarray(entries, free.dtype))
+
+        def along(free: Array) -> list[Array]:
+            free = free / jnp.sqrt(jnp.asarray(entries, free.dtype))
+            return [spread(jnp.abs(free), 0), spread(free, 1)]
+
+        def nowhere(free: Array) -> list[Array]:
+            return [jnp.zeros(a.shape, a.dtype) for a in jax.eval_shape(along, free)]
+
+        steps = lax.cond(jnp.any(free != 0), along, nowhere, free)
         sums = []
         for side, weight in enumerate(self.weights):
             moved = (
-                self.scaled[side] * spread(0.5 * (grow + shrink), side)
+                self.scaled[side] * spread(keep, side)
                 + pull(mix, self.scaled[1 - side], side)
-                + spread(jnp.abs(free) if side == 0 else free, side)
+                + steps[side]
             )
             sums.append(jnp.sqrt(jnp.asarray(weight, moved.dtype)) * moved)
         return sums

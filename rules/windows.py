@@ -315,6 +315,21 @@ class Convolution(Map):
             x = jnp.moveaxis(x, 0, axis)
         return x[None]
 
+    def spread(self, out: Array, side: int) -> Array:
+        """The transpose of `rows`.
+
+        Over images by a product, because XLA is slow to reduce leading axes on CPU.
+        """
+        if side == 0:
+            return super().spread(out, side)
+        ones, out = jnp.ones(self.batch, out.dtype), jnp.broadcast_to(out, self.shape)
+        x = jnp.tensordot(ones, out, 1, precision=lax.Precision.HIGHEST)
+        for axis, window in enumerate(self.windows):
+            valid = jnp.asarray(window.valid, x.dtype)
+            x = jnp.tensordot(valid, x, ((0,), (axis,)), precision=lax.Precision.HIGHEST)
+            x = jnp.moveaxis(x, 0, axis)
+        return x[..., None, :]
+
     def copies(self, x: Array, side: int) -> Array:
         """Patches of the images; kernels with 0 where a tap reads nothing."""
         rank, full = len(self.windows), (*self.shape, self.fan)

@@ -32,7 +32,7 @@ class Model(NamedTuple):
 
 
 def inputs(*shape):
-    return jax.random.normal(jax.random.key(1), (SAMPLES, *shape))
+    return 2 * jax.random.normal(jax.random.key(1), (SAMPLES, *shape))
 
 
 def each(net, x):
@@ -79,14 +79,13 @@ ACTIVATIONS = {
     "where": lambda h: jnp.where(h > 0.1, h, -0.5 * h),
     "clip": lambda h: jnp.clip(h, -1.0, 1.0),
     "glu": jax.nn.glu,
-    "softmax": jax.nn.softmax,
 }
 
 
 def activated(activation):
-    hidden = 32 if activation is jax.nn.glu else 16
-    layers = [nn.Linear(4, hidden, key=KEYS[0]), nn.Lambda(activation), nn.Linear(16, 3, key=KEYS[1])]
-    return Model(nn.Sequential(layers), each, inputs(4))
+    first = nn.Linear(4, 64 if activation is jax.nn.glu else 32, key=KEYS[0])
+    last = nn.Linear(32, 3, key=KEYS[1])
+    return Model(nn.Sequential([first, nn.Lambda(activation), last]), each, inputs(4))
 
 
 class Learned(eqx.Module):
@@ -99,7 +98,7 @@ class Learned(eqx.Module):
 
 
 def prelu():
-    first, last = nn.Linear(4, 8, key=KEYS[0]), nn.Linear(8, 3, key=KEYS[1])
+    first, last = nn.Linear(4, 32, key=KEYS[0]), nn.Linear(32, 3, key=KEYS[1])
     return Model(Learned(first, nn.PReLU(), last), each, inputs(4))
 
 
@@ -107,7 +106,7 @@ def prelu():
 
 
 def mlp():
-    return Model(nn.MLP(4, 3, 8, 2, key=KEYS[0]), each, inputs(4))
+    return Model(nn.MLP(4, 3, 32, 2, key=KEYS[0]), each, inputs(4))
 
 
 def looped():
@@ -119,7 +118,7 @@ def arrays():
         (w, b), (v, c) = parameters
         return jnp.tanh(x @ w + b[None]) @ v + c[None]
 
-    parameters = [(he(0, 4, 8), jnp.zeros(8)), (he(1, 8, 3), jnp.zeros(3))]
+    parameters = [(he(0, 4, 32), jnp.zeros(32)), (he(1, 32, 3), jnp.zeros(3))]
     return Model(parameters, apply, inputs(4))
 
 
@@ -130,7 +129,7 @@ def shared():
             h = jax.nn.relu(h @ p["again"])
         return h @ p["last"]
 
-    parameters = {"first": he(0, 4, 8), "again": he(1, 8, 8), "last": he(2, 8, 3)}
+    parameters = {"first": he(0, 4, 16), "again": he(1, 16, 16), "last": he(2, 16, 3)}
     return Model(parameters, apply, inputs(4))
 
 
@@ -143,15 +142,15 @@ def stacked():
 
         return lax.scan(layer, x @ p["first"], p["stack"])[0] @ p["last"]
 
-    stack = jnp.stack([he(1, 8, 8), he(2, 8, 8)])
-    return Model({"first": he(0, 4, 8), "stack": stack, "last": he(3, 8, 3)}, apply, inputs(4))
+    stack = jnp.stack([he(1, 16, 16), he(2, 16, 16)])
+    return Model({"first": he(0, 4, 16), "stack": stack, "last": he(3, 16, 3)}, apply, inputs(4))
 
 
 def ternary():
     def apply(p, x):
         return jax.nn.relu(x @ pjax.quantize(p["first"], 3)) @ p["last"]
 
-    return Model({"first": he(0, 4, 8), "last": he(1, 8, 3)}, apply, inputs(4))
+    return Model({"first": he(0, 4, 128), "last": he(1, 128, 3)}, apply, inputs(4))
 
 
 class Residual(eqx.Module):
@@ -167,8 +166,8 @@ class Residual(eqx.Module):
 
 
 def residual():
-    blocks = [nn.MLP(8, 8, 8, 1, key=key) for key in KEYS[1:3]]
-    net = Residual(nn.Linear(4, 8, key=KEYS[0]), blocks, nn.Linear(8, 3, key=KEYS[3]))
+    blocks = [nn.MLP(16, 16, 16, 1, key=key) for key in KEYS[1:3]]
+    net = Residual(nn.Linear(4, 16, key=KEYS[0]), blocks, nn.Linear(16, 3, key=KEYS[3]))
     return Model(net, each, inputs(4))
 
 
@@ -225,17 +224,17 @@ class ResidualConvolution(eqx.Module):
 
 
 def residual_convolutional():
-    first = nn.Conv2d(1, 8, 3, padding=1, key=KEYS[0])
-    second = nn.Conv2d(8, 8, 3, padding=1, key=KEYS[1])
-    return headed(ResidualConvolution(first, second), 8, 1, 4, 4)
+    first = nn.Conv2d(1, 16, 3, padding=1, key=KEYS[0])
+    second = nn.Conv2d(16, 16, 3, padding=1, key=KEYS[1])
+    return headed(ResidualConvolution(first, second), 16, 1, 4, 4)
 
 
 # Normalisation, dropout, embeddings.
 
 
 def normalised(layer):
-    layers = [nn.Linear(4, 8, key=KEYS[0]), layer, nn.Lambda(jax.nn.relu)]
-    return headed(nn.Sequential(layers), 8, 4)
+    layers = [nn.Linear(4, 32, key=KEYS[0]), layer, nn.Lambda(jax.nn.relu)]
+    return headed(nn.Sequential(layers), 32, 4)
 
 
 class Batched(eqx.Module):
@@ -250,9 +249,9 @@ class Batched(eqx.Module):
 
 def batch_norm():
     net = Batched(
-        nn.Linear(4, 8, key=KEYS[0]),
-        nn.BatchNorm(8, "batch", mode="ema"),
-        nn.Linear(8, 3, key=KEYS[1]),
+        nn.Linear(4, 32, key=KEYS[0]),
+        nn.BatchNorm(32, "batch", mode="ema"),
+        nn.Linear(32, 3, key=KEYS[1]),
     )
     x = inputs(4)
     mapped = {"axis_name": "batch", "in_axes": (0, None), "out_axes": (0, None)}
@@ -325,7 +324,7 @@ def transformer():
     block = Transformer(
         [nn.LayerNorm(4), nn.LayerNorm(4)],
         nn.MultiheadAttention(2, 4, key=KEYS[0]),
-        nn.MLP(4, 4, 8, 1, activation=jax.nn.gelu, key=KEYS[1]),
+        nn.MLP(4, 4, 16, 1, activation=jax.nn.gelu, key=KEYS[1]),
     )
     return headed(block, 12, 3, 4)
 
@@ -336,7 +335,7 @@ def transformer():
 class LinenMLP(linen.Module):
     @linen.compact
     def __call__(self, x):
-        return linen.Dense(3)(linen.relu(linen.Dense(8)(x)))
+        return linen.Dense(3)(linen.relu(linen.Dense(32)(x)))
 
 
 class LinenCNN(linen.Module):
@@ -349,7 +348,7 @@ class LinenCNN(linen.Module):
 class LinenNorms(linen.Module):
     @linen.compact
     def __call__(self, x):
-        h = linen.BatchNorm(use_running_average=True)(linen.Dense(8)(x))
+        h = linen.BatchNorm(use_running_average=True)(linen.Dense(32)(x))
         return linen.Dense(3)(linen.relu(linen.LayerNorm()(h)))
 
 
@@ -357,9 +356,7 @@ def flax(module, *shape):
     x = inputs(*shape)
     variables = module.init(KEYS[0], x)
     fixed = {name: value for name, value in variables.items() if name != "params"}
-    return Model(
-        variables["params"], lambda p, x: module.apply({"params": p, **fixed}, x), x
-    )
+    return Model(variables["params"], lambda p, x: module.apply({"params": p, **fixed}, x), x)
 
 
 MODELS: dict[str, Callable[[], Model]] = {
@@ -378,15 +375,15 @@ MODELS: dict[str, Callable[[], Model]] = {
     "Conv3d": convolutional_3d,
     "ConvTranspose2d": transposed,
     "residual CNN": residual_convolutional,
-    "LayerNorm": lambda: normalised(nn.LayerNorm(8)),
-    "RMSNorm": lambda: normalised(nn.RMSNorm(8)),
-    "GroupNorm": lambda: normalised(nn.GroupNorm(2, 8)),
+    "LayerNorm": lambda: normalised(nn.LayerNorm(32)),
+    "RMSNorm": lambda: normalised(nn.RMSNorm(32)),
+    "GroupNorm": lambda: normalised(nn.GroupNorm(4, 32)),
     "BatchNorm": batch_norm,
     "Dropout": lambda: normalised(nn.Dropout(0.5, inference=True)),
-    "Embedding": lambda: words(Words, nn.MLP(12, 3, 8, 1, key=KEYS[1])),
-    "tied Embedding": lambda: words(Tied, nn.MLP(6, 6, 8, 1, key=KEYS[1])),
-    "GRUCell": lambda: headed(Recurrent(nn.GRUCell(2, 8, key=KEYS[0])), 8, 3, 2),
-    "LSTMCell": lambda: headed(Recurrent(nn.LSTMCell(2, 8, key=KEYS[0])), 8, 3, 2),
+    "Embedding": lambda: words(Words, nn.MLP(12, 3, 32, 1, key=KEYS[1])),
+    "tied Embedding": lambda: words(Tied, nn.MLP(6, 6, 32, 1, key=KEYS[1])),
+    "GRUCell": lambda: headed(Recurrent(nn.GRUCell(2, 16, key=KEYS[0])), 16, 3, 2),
+    "LSTMCell": lambda: headed(Recurrent(nn.LSTMCell(2, 16, key=KEYS[0])), 16, 3, 2),
     "attention": lambda: attention(causal=False),
     "causal attention": lambda: attention(causal=True),
     "transformer": transformer,

@@ -1,7 +1,8 @@
 """Every registered rule: the cases beside it, the coverage table, and the primitives of PRIMITIVES.
 
-A case whose scalar equations own their operands is compared with brute force; of any other the
-lowering without copies is compared with explicit copies.
+Of a case whose scalar equations own their operands, projected points must be feasible and nearer than
+many points of the graph around them; the tests of the families compare with brute force. Of any
+other case the lowering without copies is compared with explicit copies.
 """
 
 from pathlib import Path
@@ -98,8 +99,56 @@ def test_case(primitive, rule, case):
     except pjax.PjaxError:
         compare_lowerings(case, argnums, xs)
     else:
-        centres = [np.full(shape, case.centre, np.float32) for shape in case.shapes]
-        pjax.testing.check_rule(case.function, *centres, scale=case.scale, samples=12)
+        check_points(case, shapes[0], local="local" in rule.exactness)
+
+
+def check_points(case, shape, *, local, samples=16, rivals=400):
+    """Feasible, and no rival on the graph is nearer; rivals are at all distances.
+
+    Of a rule that promises no more, the only rival is what the start's operands make.
+    """
+    random = np.random.default_rng(1)
+
+    def draw(shape):
+        return (case.centre + case.scale * random.normal(size=(samples, *shape))).astype(np.float32)
+
+    operands = tuple(map(draw, case.shapes))
+    with jax.numpy_dtype_promotion("standard"):
+        near = np.asarray(jax.vmap(case.function)(*operands), np.float32)
+    out = near + random.normal(size=near.shape).astype(np.float32) * case.scale
+    weights = tuple(10 ** random.uniform(-1, 1, samples).astype(np.float32) for _ in operands)
+    heavy = 10 ** random.uniform(-1, 1, near.shape).astype(np.float32)
+    point = Point(case.function, [x[0] for x in operands], shape)
+    moved, moved_out = jax.jit(jax.vmap(point.project))(operands, out, (weights, heavy))
+    moved = [np.asarray(x) for x in moved]
+    assert all(map(np.all, map(np.isfinite, (*moved, moved_out))))
+
+    def cost(xs, axes):  # over samples; a pole is infinitely far
+        zs = np.asarray(axes(case.function)(*xs), np.float64)
+        lead = (1,) * (zs.ndim - near.ndim)
+        total = heavy.reshape(*lead, *heavy.shape) * (zs - out) ** 2
+        total = total.reshape(*zs.shape[: zs.ndim - near.ndim + 1], -1).sum(-1)
+        for x, start, weight in zip(xs, operands, weights, strict=True):
+            away = (np.asarray(x, np.float64) - start) ** 2
+            total = total + weight * away.reshape(*total.shape, -1).sum(-1)
+        return np.nan_to_num(total, nan=np.inf)
+
+    unit = max(np.max(np.abs(x)) for x in (*operands, out, *moved, moved_out))
+    values = np.asarray(jax.vmap(case.function)(*moved))
+    np.testing.assert_allclose(moved_out, values, atol=1e-3 * unit)
+    own = cost(moved, jax.vmap)
+    sizes = 10 ** random.uniform(-3, 1, (rivals, 1)) * case.scale
+    others = [
+        (x + sizes.reshape(-1, *(1,) * x.ndim) * random.normal(size=(rivals, *x.shape))).astype(
+            x.dtype
+        )
+        for x in moved
+    ]
+    if local:
+        others = [x[None] for x in operands]
+    best = cost(others, lambda f: jax.vmap(jax.vmap(f))).min(0)
+    floor = max(np.max(w) for w in (*weights, heavy)) * (1e-4 * unit) ** 2
+    assert np.all(own <= best * (1 + 1e-3) + floor), (own, best)
 
 
 def compare_lowerings(case, argnums, xs):

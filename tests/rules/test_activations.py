@@ -91,19 +91,21 @@ def test_nearest_points(function):
 @pytest.mark.parametrize("function", CURVES, ids=name_of)
 def test_pieces_are_monotone_and_the_curvature_is_a_bound(function):
     curve, f = CURVES[function], ORACLES[name_of(function)]
-    x = np.linspace(-8, 8, 160_001)
+    x = np.linspace(-8, 8, 16_001)
     ends = [-np.inf, *curve.knots, np.inf]
-    steps = np.diff(f(x))
+    here = f(x)
+    steps = np.diff(here)
     for low, high in zip(ends[:-1], ends[1:], strict=True):
         inside = steps[(x[:-1] > low) & (x[1:] < high)]
         assert (inside >= -1e-12).all() or (inside <= 1e-12).all()
     h = 1e-3
-    bend = np.abs(f(x + h) - 2 * f(x) + f(x - h)) / h**2
-    assert bend.max() <= 1.001 * curve.curvature + 1e-6
+    before, after = f(x - h), f(x + h)
+    if curve.curvature is not None:
+        assert np.abs(after - 2 * here + before).max() / h**2 <= 1.001 * curve.curvature + 1e-6
     # Where no knot is near, the slope is the derivative, in float32 to rounding.
     slope = np.asarray(curve.tangent(jnp.asarray(x, jnp.float32)))
     away = np.min(np.abs(x[:, None] - np.asarray([*curve.knots, 1e9])), axis=1) > 2 * h
-    difference = (f(x + h) - f(x - h)) / (2 * h)
+    difference = (after - before) / (2 * h)
     np.testing.assert_allclose(slope[away], difference[away], atol=1e-5)
 
 

@@ -1,0 +1,58 @@
+"""Networks as people write them: each traces, runs its steps, and closes its gap."""
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+
+import pjax_trace as pjax
+from pjax_trace.lower import CopyFree
+
+from .models import LABELS, MODELS
+
+# One setting for all: the default metric, and a loss that is a set, so that the targets can be met.
+STEPS, MARGIN = 50, 0.25
+
+
+class Watched(pjax.Solver):
+    """A solver that reports, in the place of the distances moved, the gaps of its shadow.
+
+    What Douglas–Rachford moves by in one projection does not vanish at a solution; the gap does.
+    """
+
+    solver: pjax.Solver
+
+    @property
+    def needs_copies(self):
+        return self.solver.needs_copies
+
+    def init(self, space, values):
+        return self.solver.init(space, values)
+
+    def step(self, space, carry):
+        carry, _ = self.solver.step(space, carry)
+        return carry, CopyFree(space.problem).gaps(self.values(space, carry))
+
+    def values(self, space, carry):
+        return self.solver.values(space, carry)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "solver",
+    [pjax.AlternatingProjections(momentum=0.9), pjax.DouglasRachford()],
+    ids=["AP", "DR"],
+)
+def test_the_gap_closes(name, solver):
+    model = MODELS[name]()
+
+    def fit(parameters, x, y):
+        return pjax.losses.margin(model.apply(parameters, x), y, margin=MARGIN)
+
+    train = pjax.project(fit, solver=Watched(solver), steps=STEPS)
+    new, info = train(model.parameters, model.x, LABELS)
+    assert bool(info.finite) and np.all(np.isfinite(info.history))
+    for leaf in jax.tree.leaves(eqx.filter(new, eqx.is_inexact_array)):
+        assert np.all(np.isfinite(leaf))
+    # From a forward start the gap is zero before the first step, rises at once, and then falls.
+    assert float(info.history[-1]) <= float(np.max(info.history)) / 3, info
