@@ -1,8 +1,8 @@
 """Activation functions of ``jax.nn`` as one constraint each.
 
 Traced into, they would be several constraints: a silu is a product of two copies of its input. Here
-each is the graph of one scalar function, with its globally nearest point. Slopes and other parameters
-that are not listed are traced into.
+each is the graph of one scalar function, with its globally nearest point. Parameters that are not
+listed are traced into.
 """
 
 import math

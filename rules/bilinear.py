@@ -134,10 +134,13 @@ def solve_multiplier(
     falling = [r * jnp.where(negative, p, m) for r, p, m in zip(ratios, plus, minus, strict=True)]
     slack = least * least * jnp.asarray(compliance, dtype)
     scale = sum(rising) + sum(falling) + jnp.abs(residual) + slack + jnp.finfo(dtype).tiny
-    scale = jnp.minimum(scale, jnp.finfo(dtype).max)
+    # Squares that overflow make infinite or undefined sums.
+    most = jnp.finfo(dtype).max
+    scale = jnp.where(scale < most, scale, most)
     rising = [jnp.clip(p / scale, _SEED, 1) for p in rising]
     falling = [jnp.clip(m / scale, 0, 1) for m in falling]
-    residual, slack = jnp.clip(residual / scale, -1, 1), jnp.minimum(slack / scale, 1)
+    residual = jnp.where(scale < most, residual / scale, 0)
+    slack = jnp.minimum(slack / scale, 1)
     # One product alone lags behind nothing; said so, it costs half as much.
     lags = [None] if len(kappas) == 1 else [(kappa - least) / kappa for kappa in kappas]
     # Else XLA does all of this anew for everything that it makes of the root.
@@ -145,7 +148,7 @@ def solve_multiplier(
         (rising, falling, residual, slack, scale)
     )
     odds = _odds(ratios, lags, rising, falling, jnp.abs(residual), slack)
-    odds = jnp.where(scale < jnp.finfo(dtype).max, odds, 0)
+    odds = jnp.where(scale < most, odds, 0)
 
     negative, sign, t = residual < 0, jnp.sign(residual), odds / (1 + odds)
     grow, shrink, free, mix, keep = [], [], [], [], []

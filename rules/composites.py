@@ -1,4 +1,4 @@
-"""Composites: softmax, and the standardisation in a layer norm, as one constraint per slice.
+"""Composites: softmax, and the standardisation in norms, as one constraint per slice.
 
 Traced into, either is a handful of constraints that must agree on means, squares and quotients of
 the whole slice, and projecting them one by one converges badly. Here a slice ``z = f(x)`` is one
@@ -7,6 +7,7 @@ constraint, with the nearest point of its own graph.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -242,7 +243,7 @@ def nearest_softmax(
         ``(x0, softmax(x0))``, and usually the nearest one; the distance may have other minima.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from pjax_trace.rules.composites import nearest_softmax
         >>> x0, z0 = jnp.zeros(2), jnp.array([1.0, 0.0])
         >>> x = nearest_softmax(x0, z0, 1e-6, jnp.ones(2), axis=0)
@@ -391,10 +392,19 @@ register_function(
     cases=[Case(jax.nn.softmax, ((3,),)), Case(lambda x: jax.nn.softmax(x, 0), ((3, 2),))],
 )
 # With a scale behind, as trained norms have; alone, a norm is exact for equal weights only.
-for function, rule, variants, example in (
-    (layer_norm, STANDARDISE, _trailing_axes, jax.vmap(_BARE_LAYER_NORM)),
-    (layer_norm_by_hand, STANDARDISE, _last_axis, lambda x: layer_norm_by_hand(x, (1,), 1e-6)),
-    (rms_norm, NORMALISE, _trailing_axes, jax.vmap(_BARE_RMS_NORM)),
+_FOUND = "standardisation in equinox.nn.LayerNorm and GroupNorm; eps 1e-5 or 1e-6"
+_BY_HAND = "(x - mean) / sqrt(var + eps) along the last axis; eps 1e-5 or 1e-6"
+_RMS = "equinox.nn.RMSNorm without its scale; eps 1e-5 or 1e-6"
+for function, rule, variants, example, note in (
+    (layer_norm, STANDARDISE, _trailing_axes, jax.vmap(_BARE_LAYER_NORM), _FOUND),
+    (
+        layer_norm_by_hand,
+        STANDARDISE,
+        _last_axis,
+        partial(layer_norm_by_hand, axes=(1,), eps=1e-6),
+        _BY_HAND,
+    ),
+    (rms_norm, NORMALISE, _trailing_axes, jax.vmap(_BARE_RMS_NORM), _RMS),
 ):
     case = Case(lambda x, scale, example=example: scale * example(x), ((2, 4), (2, 4)))
-    register_function(function, rule, variants=variants, cases=[case])
+    register_function(function, rule, variants=variants, cases=[case], note=note)

@@ -364,9 +364,7 @@ def _anywhere(curve: Curve, ends: list[float], x0: Array, z0: Array, ratio: Arra
     else:
         sides = (jnp.asarray(side, x0.dtype) for side in (ends[:-1], ends[1:]))
         found = jax.vmap(minima)(*sides).reshape(-1, *x0.shape)
-    rows = (1,) * (found.ndim - x0.ndim) + x0.shape
-    distance = (found - x0.reshape(rows)) ** 2
-    distance += ratio.reshape(rows) * (curve.value(found) - z0.reshape(rows)) ** 2
+    distance = jax.vmap(lambda x: (x - x0) ** 2 + ratio * (curve.value(x) - z0) ** 2)(found)
     distance = jnp.where(jnp.isnan(distance), inf, distance)
     least = jnp.min(distance, axis=0, keepdims=True)
     return jnp.min(jnp.where(distance <= least, found, inf), axis=0)
@@ -423,7 +421,12 @@ def _local_minima(
     near = jnp.clip(x0, lower, upper)
     z_near = curve.value(near)
     toward = jnp.where((z_near < z0) == rising, 1.0, -1.0).astype(dtype)
-    known = cost(near, z_near)
+    middle = jnp.where(
+        upper - lower > 2,
+        jnp.minimum(jnp.maximum(0.0, lower + 1), upper - 1),
+        0.5 * (lower + upper),
+    )
+    known = jnp.minimum(cost(near, z_near), cost(middle, curve.value(middle)))
     far = jnp.clip(x0 + toward * jnp.minimum(1.001 * jnp.sqrt(known), _HUGE), lower, upper)
 
     def preimage(z, one, other):

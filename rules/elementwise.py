@@ -234,6 +234,7 @@ CURVES: dict[Any, tuple[curves.Curve, float, float]] = {
         curves.Curve(
             lax.erfc,
             lambda x: -2 / math.sqrt(math.pi) * jnp.exp(-x * x),
+            lambda z: lax.erf_inv(1 - z),
             curvature=math.sqrt(8 / (math.pi * math.e)),
         ),
         0,

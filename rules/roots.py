@@ -21,7 +21,6 @@ def bracketed_newton(
     start: Float[Array, "..."],
     *,
     steps: int,
-    cautious: bool = False,
 ) -> Float[Array, "..."]:
     """The root of an increasing function in ``[lower, upper]``, elementwise.
 
@@ -35,8 +34,6 @@ def bracketed_newton(
         upper: ends of the brackets, finite.
         start: first guesses; clipped into the bracket.
         steps: how many evaluations of ``fun``.
-        cautious: whether to halve the bracket, too, instead of a Newton step that is longer than
-            half the step before. It cannot crawl or cycle then, but needs a step more at times.
 
     Returns:
         The last iterates, of the common shape.
@@ -50,39 +47,24 @@ def bracketed_newton(
         2.0
     """
 
-    def advance(x, value, slope, lower, upper, *before):
+    def advance(x, value, slope, lower, upper):
         lower = jnp.where(value < 0, x, lower)
         upper = jnp.where(value > 0, x, upper)
         newton = x - value / slope
         # False for NaN as well; an infinite slope would stop the iteration where it is.
         inside = (newton >= lower) & (newton <= upper) & (jnp.abs(slope) < jnp.inf)
-        if before:
-            inside &= 2 * jnp.abs(newton - x) <= before[0]
         moved = jnp.where(value == 0, x, jnp.where(inside, newton, 0.5 * (lower + upper)))
-        before = [jnp.where(value == 0, b, jnp.abs(moved - x)) for b in before]
-        return moved, lower, upper, *before
+        return moved, lower, upper
 
     # The value is part of the state, so that all that depends on its sign sees the same one: XLA
     # would compute it afresh, and round it differently, for each of x, lower and upper.
     def step(_, state):
-        x, lower, upper, *before = advance(*state)
-        return x, *fun(x), lower, upper, *before
+        x, lower, upper = advance(*state)
+        return x, *fun(x), lower, upper
 
     x, lower, upper = jnp.broadcast_arrays(jnp.clip(start, lower, upper), lower, upper)
     state = (x, jnp.zeros_like(x), jnp.ones_like(x), lower, upper)
-    if cautious:
-        state = (*state, 4 * (upper - lower))
-    if cautious:
-        # Until all values are zero: a function that calls its rounding error zero ends it early.
-        def unfinished(counted):
-            i, state = counted
-            return (i < steps) & ((i == 0) | jnp.any(state[1] != 0))
-
-        count = jnp.zeros((), jnp.int32)
-        _, state = jax.lax.while_loop(unfinished, lambda s: (s[0] + 1, step(*s)), (count, state))
-    else:
-        state = jax.lax.fori_loop(0, steps, step, state)
-    return advance(*state)[0]
+    return advance(*jax.lax.fori_loop(0, steps, step, state))[0]
 
 
 def bisect(

@@ -10,7 +10,7 @@ from tests import fuzz
 
 # Compiling the nearest points of all curves would take longer than all the rest.
 FEW = [f"jnp.{f}({{0}})" for f in ("tanh", "abs", "square")] + ["jax.nn.relu({0})"]
-PROGRAMS = 16
+PROGRAMS = 10
 
 
 def test_random_programs():

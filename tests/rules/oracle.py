@@ -3,7 +3,8 @@
 The excess of a point is (D − D*) / (D* + 1e4·floor): 1e-4 is a ten-thousandth of the squared
 distance D* of the oracle, or the floor where that is more. The floor is the squared distance that
 rounding by two units in the last place makes: wx (δ x)² + wz (δ (z + |f'(x*) x*|))², δ = 2⁻²², with
-x the larger of |x0| and |x*|, and z likewise.
+x the larger of |x0| and |x*|, and z likewise. Waves are solved on one half wave, where x is of the
+size of the period.
 """
 
 import numpy as np
@@ -78,7 +79,7 @@ def brute_force(f, x0, z0, wx, wz, lower=-1e30, upper=1e30):
     return np.take_along_axis(found, best, 1)[:, 0]
 
 
-def worst_excess(f, x, nearest, x0, z0, wx, wz):
+def worst_excess(f, x, nearest, x0, z0, wx, wz, period=0.0):
     x = np.asarray(x, np.float64)
     assert np.isfinite(x).all()
     with np.errstate(all="ignore"):
@@ -86,7 +87,7 @@ def worst_excess(f, x, nearest, x0, z0, wx, wz):
         slope = np.nan_to_num(np.abs(f(nearest + step) - f(nearest - step)) / (2 * step), posinf=0)
     d = wx * (x - x0) ** 2 + wz * (f(x) - z0) ** 2
     least = wx * (nearest - x0) ** 2 + wz * (f(nearest) - z0) ** 2
-    size_x = np.maximum(np.abs(x0), np.abs(nearest))
+    size_x = np.maximum(np.maximum(np.abs(x0), np.abs(nearest)), period)
     size_z = np.maximum(np.abs(z0), np.abs(f(nearest))) + slope * np.abs(nearest)
     floor = 2.0**-44 * (wx * size_x**2 + wz * size_z**2) + 1e-36 * (wx + wz)
     return np.max((d - least) / (least + 1e4 * floor))
