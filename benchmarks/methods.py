@@ -52,8 +52,8 @@ def setting(name: str, model: str) -> Setting:
         return Setting(lam=3.0, parameters=10.0, hidden=0.1, outputs=1.0)
     return {
         "mlp": Setting(lam=1.0, parameters=10.0, hidden=1.0, outputs=1.0),
-        "cnn": Setting(lam=1.0, parameters=10.0, hidden=1.0, outputs=1.0),
-        "gru": Setting(lam=1.0, parameters=10.0, hidden=1.0, outputs=1.0),
+        "cnn": Setting(lam=5.0, parameters=0.1, hidden=1.0, outputs=1.0),
+        "gru": Setting(lam=5.0, parameters=0.1, hidden=1.0, outputs=1.0),
     }[model]
 
 
@@ -72,7 +72,7 @@ class Method(NamedTuple):
     update: Callable[[Any, Any, np.ndarray, np.ndarray], tuple[Any, Any, Progress]]
 
 
-def project(name: str, setting: Setting, *, steps: int, copies: bool = False) -> Any:
+def project(name: str, setting: Setting, *, steps: int, copies: bool | None = None) -> Any:
     """A model's cross-entropy on a batch, projected: ``steps`` steps of the solver ``name``."""
     lam, *weights = setting
 

@@ -16,7 +16,8 @@ def test_table_has_every_method(tmp_path, capsys):
     adam = [("adam, scan", None), ("adam, single calls", None)]
     assert names == [*adam, ("ap", "no"), ("ap", "yes")]
     assert all(row["ms a step"] > 0 and row["MiB"] > 0 for row in rows)
-    assert rows[0]["x adam"] == rows[0]["x adam's memory"] == 1
+    faster = min(rows[:2], key=lambda row: row["ms a step"])
+    assert faster["x adam"] == faster["x adam's memory"] == 1
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("mlp 12-8-4, batch 16, JAX")
     assert len(printed) == 3 + len(rows)

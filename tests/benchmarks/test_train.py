@@ -67,7 +67,7 @@ def interrupted_by(error):
             raise error
         return model, state, Progress(steps=5, gap=1.0)
 
-    return lambda name, **_: train.Method(name, lambda model: None, update)
+    return lambda name, *_, **__: train.Method(name, lambda model: None, update)
 
 
 def test_interrupted_runs_are_reported(run, monkeypatch, tmp_path):
