@@ -59,7 +59,7 @@ def table() -> str:
 def read(text: str) -> list[Row]:
     """The rows of the table in a text."""
     body = text.split(START)[1].split(END)[0].strip().splitlines()[2:]
-    return [Row(*(cell.strip() for cell in line.strip("| ").split(" | "))) for line in body]
+    return [Row(*(cell.strip() for cell in line[1:-1].split(" | "))) for line in body]
 
 
 def update(text: str) -> str:

@@ -281,8 +281,8 @@ def nearest_on_curve(
         >>> import jax.numpy as jnp
         >>> from pjax_trace.rules.curves import TANH, nearest_on_curve
         >>> x0, z0 = jnp.array([0.5, -3.0]), jnp.array([0.0, 2.0])
-        >>> print(nearest_on_curve(TANH, x0, z0, 1.0, 1.0).round(3))
-        [ 0.261 -2.969]
+        >>> print(nearest_on_curve(TANH, x0, z0, 1.0, 1.0).round(2))
+        [ 0.26 -2.97]
     """
     if curve.antiperiod is not None:
         # Reduced in two parts, the first of them exact: sin keeps its digits at 1e4.

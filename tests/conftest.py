@@ -1,6 +1,14 @@
 """What every test runs under: fixed examples, strict promotion, a data folder if there is one."""
 
 import os
+
+# Thousands of small programs are compiled and each is run once: compile them quickly. It must be
+# said before JAX starts; what is in XLA_FLAGS already counts.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
+
 from pathlib import Path
 
 import hypothesis

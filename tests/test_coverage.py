@@ -1,8 +1,8 @@
 """Every registered rule: the cases beside it, the coverage table, and the primitives of PRIMITIVES.
 
-Of a case whose scalar equations own their operands, projected points must be feasible and nearer than
-many points of the graph around them; the tests of the families compare with brute force. Of any
-other case the lowering without copies is compared with explicit copies.
+Of a case whose scalar equations own their operands, projected points must be feasible and nearer
+than many points of the graph around them; the tests of the families compare with brute force. Of
+any other case the lowering without copies is compared with explicit copies.
 """
 
 from pathlib import Path

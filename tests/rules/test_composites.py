@@ -281,5 +281,5 @@ def test_training_through_them():
     x = jax.random.normal(key, (16, 3, 4))
     y = x[:, 0]
     parameters, info = pjax.project(fit, steps=100)((attention, norm), x, y)
-    assert fit(parameters, x, y) < 0.8 * fit((attention, norm), x, y)
+    assert fit(parameters, x, y) < 0.9 * fit((attention, norm), x, y)
     assert info.gap < 0.5 * jnp.max(info.history)

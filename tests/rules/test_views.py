@@ -255,15 +255,17 @@ def test_elements_that_nobody_reads_keep_their_value():
         np.testing.assert_array_equal(solve(x)[0], [0, 9, 9, 3, 4, 5])
 
 
-def test_conversions_to_integers_and_choices_by_variables_are_no_views():
-    with pytest.raises(pjax.MissingRuleError, match="convert_element_type"):
-        pjax.project(
-            lambda x: pjax.constrain(x.astype(jnp.int32).astype(jnp.float32), pjax.sets.Box(0, 1))
-        ).trace(jnp.ones(3))
-    with pytest.raises(pjax.MissingRuleError, match="gt"):
-        pjax.project(
-            lambda x: pjax.constrain(jnp.where(x > 0, x, 2 * x), pjax.sets.Box(0.0, 1.0))
-        ).trace(jnp.ones(3))
+def test_integers_of_variables_are_data():
+    """What a conversion makes is frozen, and what is chosen by variables is no view."""
+
+    def problem(x):
+        pjax.constrain(x + x.astype(jnp.int32).astype(x.dtype), pjax.sets.Equal(1.0))
+        pjax.constrain(jnp.where(x > 0, x, 2 * x), pjax.sets.Box(0.0, 1.0))
+
+    graph = pjax.project(problem).trace(jnp.ones(3))
+    (frozen,) = graph.program.frozen
+    assert frozen.primitive is lax.convert_element_type_p
+    assert [c.rule.family for c in graph.constraints].count("discrete") == 2
 
 
 def test_stop_gradient_is_data():
