@@ -82,7 +82,8 @@ def project(name: str, setting: Setting, *, steps: int, copies: bool | None = No
     def fit(model, x, y):
         return pjax.losses.cross_entropy(jax.vmap(model)(x), y, lam=lam)
 
-    metric = pjax.Metric(*weights)
+    parameters, hidden, outputs = weights
+    metric = pjax.Metric(parameters, hidden, outputs)
     return pjax.project(fit, solver=SOLVERS[name](), steps=steps, metric=metric, copies=copies)
 
 

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     methods = [projections(options.solver, chosen, steps=options.steps)]
     if options.baseline == "adam":
         methods += map(adam, options.learning_rate)
-    runs = list(itertools.product(methods, options.seeds))
+    runs: list[tuple[Method, int]] = [(m, s) for m in methods for s in options.seeds]
     records = [Record(method.name, seed, options.batch_size) for method, seed in runs]
     status = 0
     try:

@@ -8,7 +8,7 @@ import equinox
 import jax
 import jax.extend.core as jex_core
 import jax.extend.core.primitives as primitives
-from jax.core import ShapedArray, Tracer
+from jax.core import ShapedArray, Tracer, eval_jaxpr
 from jax.interpreters import ad, batching, mlir
 
 __all__ = [
@@ -91,7 +91,7 @@ def scan_parts(eqn: Any) -> Scan:
 
 def run_jaxpr(closed: Any, *operands: Any) -> list[Any]:
     """Evaluate a closed jaxpr; traced again, its equations keep their source lines."""
-    return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *operands)
+    return eval_jaxpr(closed.jaxpr, closed.consts, *operands)
 
 
 def loop_predicates(eqn: Any) -> tuple[int, ...]:

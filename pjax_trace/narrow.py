@@ -87,7 +87,7 @@ class _Narrowing:
         self, e: "Equation", part: Range
     ) -> tuple[dict[str, Any], tuple[Range | None, ...]] | None:
         rule = rule_for(e.primitive)
-        if rule is None or len(e.outputs) > 1 or not e.outputs[0].variable:
+        if rule is None or [v.variable for v in e.outputs] != [True]:
             return None
         return rule.restrict(e.params, [v.shape for v in e.inputs], part)
 

@@ -310,7 +310,7 @@ class _Tracer:
         frozen = moves and primitive is not jax.lax.stop_gradient_p
         results = [
             self.value(a, flag, frozen=frozen and not flag)
-            for a, flag in zip(avals, variable, strict=True)
+            for a, flag in zip(avals or (), variable, strict=True)
         ]
         index, inputs, outputs = len(self.equations), tuple(operands), tuple(results)
         self.equations.append(Equation(index, primitive, params, inputs, outputs, source, scope))

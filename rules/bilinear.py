@@ -171,8 +171,8 @@ def solve_multiplier(
         keep.append(0.5 * (up + down))
         stiffness = stiffness + 2 * r * (p * up * up + m * down * down)
         freely = freely + jnp.square(free[-1])
-    factors = (tuple(part) for part in (grow, shrink, free, mix, keep))
-    return Multiplier(sign * least * t, *factors, scale * t * t * stiffness + freely)
+    parts = (tuple(grow), tuple(shrink), tuple(free), tuple(mix), tuple(keep))
+    return Multiplier(sign * least * t, *parts, scale * t * t * stiffness + freely)
 
 
 def _factors(odds: Array, ratio: Array, lag: Array | None) -> tuple[Array, Array, Array, Array]:
@@ -266,9 +266,10 @@ def _lower_bound(
         slope += 2 * r * m * end * end * end
     for reach in lags:
         near, rest = total, pull0
-        if reach is not None:
-            near = sum(jnp.where(lag <= reach, p, 0) for lag, p in zip(lags, rising, strict=True))
-            for lag, p in zip(lags, rising, strict=True):
+        if reach is not None:  # there are several products, and all have a lag
+            known = [(lag, p) for lag, p in zip(lags, rising, strict=True) if lag is not None]
+            near = sum(jnp.where(lag <= reach, p, 0) for lag, p in known)
+            for lag, p in known:
                 rest -= jnp.where(lag <= reach, 0, p / (lag * lag + _SEED))
         cubic = jnp.exp(jnp.log(near / slope) / 3)  # a vectorised cube root
         square = jnp.sqrt(near / jnp.maximum(rest, _SEED))

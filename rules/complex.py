@@ -68,7 +68,7 @@ class OnPairs(Rule):
     """A primitive that is of use on complex values only; all of it is in what it does to pairs."""
 
     def __init__(self, family: str):
-        self.family = family  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.family = family  # pyright: ignore[reportAttributeAccessIssue]
 
     def supports(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
         """Complex values never come here."""

@@ -310,7 +310,8 @@ class Composite(Rule):
     def __init__(
         self, function: Callable[..., Array], nearest: Callable[..., Array], exactness: str
     ):
-        self._function, self._nearest, self.exactness = function, nearest, exactness
+        self._function, self._nearest = function, nearest
+        self.exactness = exactness  # pyright: ignore[reportAttributeAccessIssue]
 
     def apply(self, params: dict[str, Any], *operands: Array) -> Array:
         """The function."""

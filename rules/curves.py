@@ -41,7 +41,7 @@ _HUGE = 1e18  # stands for infinity: its square is finite in float32
 _ALONG = (0.0, 1 / 64, 1 / 16, 1 / 4, 1 / 2, 1.0)
 _ACROSS = (1 / 16, 1 / 4, 1 / 2, 3 / 4, 15 / 16)
 _REFINEMENTS = 8
-_STEPS = 16
+_STEPS = 20
 _EASY_STEPS = 4
 _BLOCK = 128
 
@@ -240,7 +240,7 @@ class Curve:
     domain: tuple[float, float] = (-inf, inf)
     knots: tuple[float, ...] = ()
     curvature: float | Callable[[Array, Array], Array] | None = None
-    split: Callable[[Array], Array] | None = None
+    split: Callable[[Array, Array], Array] | None = None
     antiperiod: float | None = None
 
     def tangent(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -675,7 +675,7 @@ def _split_tan(z0: Array, _: Array) -> Array:
     """The root t = tan x of 12t³ − 6 z0 t² + 8t − 2 z0."""
     z = jnp.clip(jnp.abs(z0), 0, 1e6)
     t = 0.5 * z
-    for _ in range(5):
+    for _step in range(5):
         t = t - (((12 * t - 6 * z) * t + 8) * t - 2 * z) / ((36 * t - 12 * z) * t + 8)
     return jnp.sign(z0) * jnp.arctan(t)
 

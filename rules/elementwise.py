@@ -91,7 +91,7 @@ class CurveRule(Elementwise):
 
     def __init__(self, function: Any, curve: curves.Curve):
         super().__init__(
-            function if callable(function) else evaluate(function),
+            function if callable(function) else evaluate(function),  # pyright: ignore
             lambda x, z, wx, wz: curves.nearest_on_curve(curve, x, z, wx, wz),
         )
 

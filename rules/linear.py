@@ -93,7 +93,7 @@ def _convolution(params: dict[str, Any], x: Array, w: Array) -> Array:
     w = _where(~window.unused[..., None, None], w)
     out = _sum(map_, x, w, name="conv_general_dilated")
     out = jnp.moveaxis(_where(window.count[None, ..., None] > 0, out), -1, 1)
-    return jnp.transpose(out, np.argsort(dims.out_spec)).astype(wanted)
+    return jnp.transpose(out, tuple(np.argsort(dims.out_spec))).astype(wanted)
 
 
 def _window_sum(params: dict[str, Any], x: Array) -> Array:

@@ -274,8 +274,8 @@ class _Product:
         """What a solution says of this product, product ``i`` of it, in the product's layout."""
         lam, *factors, distance = solution
         backward = self.term.backward
-        factors = ((backward(factor[i]),) for factor in factors)
-        return bilinear.Multiplier(backward(lam), *factors, distance)
+        grow, shrink, free, mix, keep = ((backward(factor[i]),) for factor in factors)
+        return bilinear.Multiplier(backward(lam), grow, shrink, free, mix, keep, distance)
 
     def moments(self, moved: Sequence[Array]) -> list[tuple[int, Moment]]:
         """Of both operands, from the weighted sums of their projected copies."""
@@ -495,6 +495,7 @@ class DotGeneral(SumPrimitive):
         """Of parts of the operands that have the axis: one of them, or both if it is batched."""
         (term,) = self.terms(params, shapes)
         contraction = term.map
+        assert isinstance(contraction, Contraction)
         label = contraction.out[part.axis]
         sides = (contraction.labels(side) for side in (0, 1))
         return params, tuple(

@@ -155,7 +155,7 @@ class WindowSum(Map):
         return math.prod(window.taps for window in self.windows)
 
     @functools.cached_property
-    def terms(self) -> np.ndarray | None:
+    def terms(self) -> np.ndarray | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The taps that read an element."""
         valid = _outer([window.valid for window in self.windows])
         if np.all(valid):
@@ -235,7 +235,7 @@ class Convolution(Map):
         return WindowSum(self.windows)
 
     @functools.cached_property
-    def terms(self) -> np.ndarray | None:
+    def terms(self) -> np.ndarray | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The taps that read an element."""
         taps = self._window.terms
         return None if taps is None else np.repeat(taps, self.left, -1)[None, ..., None, :]
