@@ -38,8 +38,8 @@ class Watched(pjax.Solver):
 
 
 AP, DR = pjax.AlternatingProjections(momentum=0.9), pjax.DouglasRachford()
-# A step on explicit copies is long to compile: one of every kind, not every variant.
-ON_COPIES = (
+# Steps are long to compile: one of every kind is run, and every variant traced.
+KINDS = (
     *("relu", "sign", "where", "mlp", "residual MLP", "CNN", "residual CNN", "LayerNorm"),
     *("BatchNorm", "Dropout", "Embedding", "GRUCell", "LSTMCell", "attention", "transformer"),
     *("Flax MLP", "Flax CNN"),
@@ -51,8 +51,8 @@ SLOW = {"GRUCell": 0.9, "LSTMCell": 0.9}
 @pytest.mark.parametrize(
     ("name", "solver"),
     [
-        *(pytest.param(name, AP, id=f"AP-{name}") for name in MODELS),
-        *(pytest.param(name, DR, id=f"DR-{name}") for name in ON_COPIES),
+        *(pytest.param(name, AP, id=f"AP-{name}") for name in KINDS),
+        *(pytest.param(name, DR, id=f"DR-{name}") for name in KINDS),
     ],
 )
 def test_the_gap_closes(name, solver):
@@ -69,3 +69,14 @@ def test_the_gap_closes(name, solver):
     # From a forward start the gap is zero before the first step, rises at once, and then falls.
     share = SLOW.get(name, 1 / 3) if solver is DR else 1 / 3
     assert float(info.history[-1]) <= share * float(np.max(info.history)), info
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in KINDS])
+def test_traces(name):
+    model = MODELS[name]()
+
+    def fit(parameters, x, y):
+        return pjax.losses.margin(model.apply(parameters, x), y, margin=MARGIN)
+
+    graph = pjax.project(fit).trace(model.parameters, model.x, LABELS)
+    assert graph.constraints and not graph.problems

@@ -84,7 +84,9 @@ def worst_excess(f, x, nearest, x0, z0, wx, wz, period=0.0):
     assert np.isfinite(x).all()
     with np.errstate(all="ignore"):
         step = 1e-9 * np.abs(nearest) + 1e-60
-        slope = np.nan_to_num(np.abs(f(nearest + step) - f(nearest - step)) / (2 * step), posinf=0)
+        # One-sided at the ends of a domain, beyond which there is nothing.
+        sides = [np.abs(f(nearest + side * step) - f(nearest)) / step for side in (1, -1)]
+        slope = np.nan_to_num(np.fmax(*sides), posinf=0)
     d = wx * (x - x0) ** 2 + wz * (f(x) - z0) ** 2
     least = wx * (nearest - x0) ** 2 + wz * (f(nearest) - z0) ** 2
     size_x = np.maximum(np.maximum(np.abs(x0), np.abs(nearest)), period)
