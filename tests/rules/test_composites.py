@@ -118,7 +118,8 @@ def test_norms_with_uneven_weights_get_nearer(name, rule):
     exact = [a.astype(np.float64) for a in (x0, z0, wx, wz)]
     start, own = cost(f, exact[0], *exact), cost(f, x, *exact)
     scale = np.sum(exact[3] * (1 + exact[1] ** 2), -1)
-    assert (own <= start * (1 + 1e-4) + 1e-6 * scale).all()
+    stored = exact[2] * np.sum((2.0**-21 * exact[0]) ** 2, -1)  # what float32 rounds x to
+    assert (own <= start * (1 + 1e-4) + 1e-6 * scale + stored).all()
     far = start > 1e-2 * scale
     assert np.mean(own[far] < 0.9 * start[far]) > 0.25
 
