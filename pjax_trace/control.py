@@ -90,8 +90,7 @@ def _lift(
     consts, start, inputs = _parts(operands, scan.consts, scan.carries)
     slots = list(start)
     if not all(fixed):
-        moving = [v and not f for v, f in zip(variable, fixed, strict=True)]
-        slots = tracer.emit(carries_p, scan._asdict(), operands, moving)
+        slots = tracer.emit(carries_p, scan._asdict(), operands, variable)
         slots = [s if f else slot for s, slot, f in zip(start, slots, fixed, strict=True)]
 
     def body(*arrays: Any) -> list[Any]:

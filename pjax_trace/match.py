@@ -10,6 +10,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from pjax_trace.calls import function_p
@@ -44,9 +45,7 @@ def _pattern(
     entry: FunctionEntry, variant: tuple[tuple[str, Any], ...], shape: tuple[int, ...], dtype: Any
 ) -> _Pattern | None:
     """What a function traces to, or None if it takes no such argument."""
-    import jax
-
-    from pjax_trace.trace import trace_program
+    from pjax_trace.trace import trace_program  # which asks for claims itself
 
     def function(parameters: list[Any], _: list[Any]) -> Any:
         return entry.function(parameters[0], **dict(variant))

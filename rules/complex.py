@@ -154,9 +154,10 @@ def _product(params: dict[str, Any], pairs: Sequence[bool], u: Array, v: Array) 
 
 
 def _quotient(params: dict[str, Any], pairs: Sequence[bool], u: Array, v: Array) -> Array:
-    if pairs[1]:
-        raise NotImplementedError("division by a complex variable; multiply by data instead")
-    return _product(params, pairs, u, 1 / v)
+    if not pairs[1]:
+        return _product(params, pairs, u, 1 / v)
+    product = _product(params, pairs, u, jnp.stack([v[0], -v[1]]))
+    return product / (jnp.square(v[0]) + jnp.square(v[1]))[None]
 
 
 def _contraction(params: dict[str, Any], pairs: Sequence[bool], u: Array, v: Array) -> Array:

@@ -44,15 +44,18 @@ KINDS = (
     *("BatchNorm", "Dropout", "Embedding", "GRUCell", "LSTMCell", "attention", "transformer"),
     *("Flax MLP", "Flax CNN"),
 )
-# What does not fall to a third in these steps: recurrent cells on explicit copies.
-SLOW = {"GRUCell": 0.9, "LSTMCell": 0.9}
+# The target is missed on explicit copies of recurrent cells.
+MISSED = {
+    name: pytest.mark.xfail(raises=AssertionError, reason="the gap does not fall to a third")
+    for name in ("GRUCell", "LSTMCell")
+}
 
 
 @pytest.mark.parametrize(
     ("name", "solver"),
     [
         *(pytest.param(name, AP, id=f"AP-{name}") for name in KINDS),
-        *(pytest.param(name, DR, id=f"DR-{name}") for name in KINDS),
+        *(pytest.param(name, DR, id=f"DR-{name}", marks=MISSED.get(name, ())) for name in KINDS),
     ],
 )
 def test_the_gap_closes(name, solver):
@@ -67,8 +70,7 @@ def test_the_gap_closes(name, solver):
     for leaf in jax.tree.leaves(eqx.filter(new, eqx.is_inexact_array)):
         assert np.all(np.isfinite(leaf))
     # From a forward start the gap is zero before the first step, rises at once, and then falls.
-    share = SLOW.get(name, 1 / 3) if solver is DR else 1 / 3
-    assert float(info.history[-1]) <= share * float(np.max(info.history)), info
+    assert float(info.history[-1]) <= float(np.max(info.history)) / 3, info
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in KINDS])

@@ -46,7 +46,10 @@ def test_arithmetic():
         u = jax.lax.complex(x, y)
         v = jnp.concatenate([u * jnp.conj(u[::-1]), u - jnp.complex64(1j)])
         frozen = jax.lax.stop_gradient(u)
-        return jnp.abs(v / jnp.complex64(2 - 1j)).sum() + jnp.real(jnp.vdot(u, frozen))
+        ratio = jnp.imag(jax.lax.complex(y, x) / (u + jnp.complex64(5 + 1j)))
+        return (
+            jnp.abs(v / jnp.complex64(2 - 1j)).sum() + jnp.real(jnp.vdot(u, frozen)) + ratio.sum()
+        )
 
     x, y = jnp.array([0.5, 2.0, -1.0]), jnp.array([1.0, -3.0, 0.25])
     program = trace_program(lambda p, _: function(*p), [x, y], [], names=["x", "y"])
