@@ -357,13 +357,18 @@ def _count_before(counts: Array) -> Array:
 
 
 def _anywhere(curve: Curve, ends: list[float], x0: Array, z0: Array, ratio: Array) -> Array:
-    """The best of the local minima on all pieces."""
+    """The best of the local minima on all pieces, and of the ends of the domain.
+
+    At an end the distance may still fall, so that no root of its derivative leads there exactly.
+    """
     minima = partial(_local_minima, curve, x0, z0, ratio)
     if len(ends) == 2:
         found = minima(*ends)
     else:
         sides = (jnp.asarray(side, x0.dtype) for side in (ends[:-1], ends[1:]))
         found = jax.vmap(minima)(*sides).reshape(-1, *x0.shape)
+    bounds = [jnp.full_like(x0, end) for end in (ends[0], ends[-1]) if abs(end) < _HUGE]
+    found = jnp.concatenate([found, *(bound[None] for bound in bounds)])
     distance = jax.vmap(lambda x: (x - x0) ** 2 + ratio * (curve.value(x) - z0) ** 2)(found)
     distance = jnp.where(jnp.isnan(distance), inf, distance)
     least = jnp.min(distance, axis=0, keepdims=True)
