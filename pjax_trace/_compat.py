@@ -1,5 +1,6 @@
 """Everything that differs between JAX versions, and the only import of ``jax.extend``."""
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -47,10 +48,13 @@ _LOOPS: dict[Any, str] = {
     primitives.cond_p: "cond",
 }
 
-# Frames of these packages are never the user's own line.
-_NOT_THE_USER = tuple(
-    os.path.join(os.path.dirname(os.path.abspath(file)), "")
-    for file in (jax.__file__, equinox.__file__, __file__)
+# Frames of these are never the user's own line; contextlib makes decorators of contexts.
+_NOT_THE_USER = (
+    *(
+        os.path.join(os.path.dirname(os.path.abspath(file)), "")
+        for file in (jax.__file__, equinox.__file__, __file__)
+    ),
+    contextlib.__file__,
 )
 
 

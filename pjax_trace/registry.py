@@ -34,6 +34,7 @@ __all__ = [
     "entries",
     "function_entries",
     "paired",
+    "projection_of",
     "register_paired",
     "register_function",
     "register_rule",
@@ -257,6 +258,21 @@ def squared_distance(weight: Any, moved: Array, start: Array) -> Float[Array, ""
     return jnp.sum(weight * jnp.square(moved - start))
 
 
+def projection_of(
+    operands: Sequence[Array], out: Array, weights: Weights, moved: Sequence[Any], moved_out: Array
+) -> Projection:
+    """What a rule answers that has one copy of every operand: the projected operands themselves."""
+    moments: list[Moment | None] = []
+    distance = squared_distance(weights.out, moved_out, out)
+    for x, start, weight in zip(moved, operands, weights.operands, strict=True):
+        if weight is None:
+            moments.append(None)
+        else:
+            moments.append(Moment(weight * x, weight))
+            distance = distance + squared_distance(weight, x, start)
+    return Projection(tuple(moments), moved_out, distance)
+
+
 class ViewRule(Rule):
     """A primitive that is affine, each output element reading one input element.
 
@@ -344,15 +360,7 @@ class CustomRule(Rule):
         """The user's projection, with moments and distance made here."""
         answer = self._project(tuple(operands), out, weights, **_accepted(self._project, params))
         moved, moved_out = self._check(answer, operands, out)
-        moments: list[Moment | None] = []
-        distance = squared_distance(weights.out, moved_out, out)
-        for x, start, weight in zip(moved, operands, weights.operands, strict=True):
-            if weight is None:
-                moments.append(None)
-            else:
-                moments.append(Moment(weight * x, weight))
-                distance = distance + squared_distance(weight, x, start)
-        return Projection(tuple(moments), moved_out, distance)
+        return projection_of(operands, out, weights, moved, moved_out)
 
     def _check(self, answer: Any, operands: Sequence[Any], out: Any) -> tuple[Any, Any]:
         """The answer, if it has the shape that it must have."""

@@ -18,8 +18,10 @@ root is unique and belongs to the global nearest point. Where ``X + W`` (or ``X 
 the root may be at the end of the interval; what is left is met along a free, fixed direction.
 """
 
+import functools
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +33,7 @@ __all__ = [
     "Multiplier",
     "PrivateProduct",
     "Projection",
+    "kappa_of",
     "project_products",
     "settling_step",
     "solve_multiplier",
@@ -92,7 +95,8 @@ def solve_multiplier(
     four steps for one product, eight for several.
 
     Args:
-        kappas: ``sqrt(wx ww)`` of every product, positive scalars, possibly traced.
+        kappas: ``sqrt(wx ww)`` of every product, positive scalars, possibly traced. Those known to
+            be equal make one product of several: the less work for its root.
         plus: ``|X0 + W0|^2 / 4`` of every product, to be broadcast against ``target``; negative
             rounding errors count as zero.
         minus: ``|X0 - W0|^2 / 4`` of every product.
@@ -115,6 +119,48 @@ def solve_multiplier(
         >>> bool(abs((keep * x + mix * w) * (keep * w + mix * x) - (z - solution.lam)) < 1e-5)
         True
     """
+    classes: dict[Any, list[int]] = {}
+    for i, kappa in enumerate(kappas):
+        known = isinstance(kappa, (float, np.floating))
+        classes.setdefault(float(kappa) if known else ("traced", i), []).append(i)
+    members = list(classes.values())
+    solution = _solve(
+        [kappas[first] for first, *_ in members],
+        [functools.reduce(jnp.add, (plus[i] for i in same)) for same in members],
+        [functools.reduce(jnp.add, (minus[i] for i in same)) for same in members],
+        target,
+        compliance,
+        value,
+    )
+    if len(members) == len(kappas):
+        return solution
+    place = {i: (k, i == same[0]) for k, same in enumerate(members) for i in same}
+    several = {
+        name: tuple(getattr(solution, name)[place[i][0]] for i in range(len(kappas)))
+        for name in ("grow", "shrink", "mix", "keep")
+    }
+    # A direction that is free in all of a class is taken in its first product.
+    steps = (place[i] for i in range(len(kappas)))
+    free = tuple(solution.free[k] if own else jnp.zeros_like(solution.free[k]) for k, own in steps)
+    return solution._replace(free=free, **several)
+
+
+def kappa_of(wx: ArrayLike, ww: ArrayLike) -> Any:
+    """``sqrt(wx ww)``, a float where the weights are."""
+    if isinstance(wx, float) and isinstance(ww, float):
+        return math.sqrt(wx) * math.sqrt(ww)
+    return jnp.sqrt(wx) * jnp.sqrt(ww)
+
+
+def _solve(
+    kappas: Sequence[ArrayLike],
+    plus: Sequence[Array],
+    minus: Sequence[Array],
+    target: Array,
+    compliance: ArrayLike,
+    value: Array | None,
+) -> Multiplier:
+    """`solve_multiplier`, product by product."""
     dtype = jnp.result_type(target)
     kappas = [jnp.asarray(kappa, dtype) for kappa in kappas]
     least = kappas[0]
@@ -348,7 +394,7 @@ class PrivateProduct(NamedTuple):
     w: Float[Array, "... _"]
     other: Float[Array, "... _"]
     weights: tuple[Float[Array, ""], Float[Array, ""]]
-    kappa: Float[Array, ""]
+    kappa: ArrayLike
     plus: Float[Array, "..."]
     minus: Float[Array, "..."]
     value: Float[Array, "..."]
@@ -371,6 +417,7 @@ class PrivateProduct(NamedTuple):
         """
         dtype = jnp.result_type(x)
         most = jnp.finfo(dtype).max / 1024
+        kappa = kappa_of(wx, ww)
         wx, ww = jnp.asarray(wx, dtype), jnp.asarray(ww, dtype)
         # x + other may be all rounding error (X0 = -W0 nearly), and grow multiplies it: plus must
         # be of the very same sums. The clip keeps compilers from fusing only some of them into
@@ -383,7 +430,7 @@ class PrivateProduct(NamedTuple):
         count = x.shape[-1] if terms is None else np.sum(terms, -1, keepdims=True)
         entries = jnp.asarray(mask / np.sqrt(2 * np.maximum(count, 1)), dtype)
         entries = jnp.broadcast_to(entries, x.shape)
-        return cls(x, w, other, (wx, ww), jnp.sqrt(wx) * jnp.sqrt(ww), plus, minus, value, entries)
+        return cls(x, w, other, (wx, ww), kappa, plus, minus, value, entries)
 
     def moved(self, solution: Multiplier, i: int) -> tuple[Array, Array]:
         """The projected operands, this being product ``i`` of the solution."""

@@ -18,13 +18,12 @@ from pjax_trace import _compat
 from pjax_trace.calls import call, function_p
 from pjax_trace.registry import (
     Case,
-    Moment,
     Projection,
     Rule,
     Weights,
+    projection_of,
     register_paired,
     register_rule,
-    squared_distance,
 )
 
 __all__ = ["MAGNITUDE", "Magnitude", "OnPairs"]
@@ -55,10 +54,7 @@ class Magnitude(Rule):
         unit = jnp.stack([jnp.ones_like(size), jnp.zeros_like(size)])
         phase = jnp.where(known[None], x / jnp.where(known, size, 1)[None], unit)
         moved = phase * nearest[None]
-        moved_out = jnp.hypot(*moved)
-        distance = squared_distance(weight, moved, x)
-        distance = distance + squared_distance(weights.out, moved_out, out)
-        return Projection((Moment(weight * moved, weight),), moved_out, distance)
+        return projection_of(operands, out, weights, (moved,), jnp.hypot(*moved))
 
 
 MAGNITUDE = Magnitude()

@@ -33,8 +33,8 @@ from pjax_trace.registry import (
     ViewRule,
     Weights,
     evaluate,
+    projection_of,
     register_rule,
-    squared_distance,
 )
 from pjax_trace.rules.elementwise import Elementwise
 
@@ -117,9 +117,7 @@ class Staircase(Elementwise):
         x = value
         for better in (jnp.clip(x0, lower, upper), inside, x0):
             x = jnp.where(self.apply(params, better, *data) == value, better, x)
-        z = self.apply(params, x, *data)
-        distance = squared_distance(wx, x, x0) + squared_distance(wz, z, out)
-        return Projection((Moment(wx * x, wx), *(None,) * len(data)), z, distance)
+        return projection_of(operands, out, weights, (x, *data), self.apply(params, x, *data))
 
 
 def _moved(end: Array, side: int) -> Array:

@@ -11,14 +11,13 @@ from jaxtyping import Array
 
 from pjax_trace.registry import (
     Case,
-    Moment,
     Projection,
     Refusal,
     Rule,
     Weights,
     evaluate,
+    projection_of,
     register_rule,
-    squared_distance,
 )
 from pjax_trace.rules import curves
 
@@ -73,10 +72,7 @@ class Elementwise(Rule):
         weight = weights.operands[0]
         moved = nearest(x, out, weight, weights.out, *data)
         moved_out = self.apply(params, moved, *data)
-        distance = squared_distance(weight, moved, x)
-        distance = distance + squared_distance(weights.out, moved_out, out)
-        none = (None,) * len(data)
-        return Projection((Moment(weight * moved, weight), *none), moved_out, distance)
+        return projection_of(operands, out, weights, (moved, *data), moved_out)
 
 
 class CurveRule(Elementwise):

@@ -28,8 +28,8 @@ from pjax_trace.registry import (
     Refusal,
     Rule,
     Weights,
+    projection_of,
     register_rule,
-    squared_distance,
 )
 from pjax_trace.rules import curves
 
@@ -112,15 +112,7 @@ class _Pointwise(Extremum):
         """Every element by itself."""
         moved = self.nearest(operands, out, weights)
         moved_out = self.apply(params, *moved)
-        distance = squared_distance(weights.out, moved_out, out)
-        moments: list[Moment | None] = []
-        for x, start, weight in zip(moved, operands, weights.operands, strict=True):
-            if weight is None:
-                moments.append(None)
-            else:
-                moments.append(Moment(weight * x, weight))
-                distance = distance + squared_distance(weight, x, start)
-        return Projection(tuple(moments), moved_out, distance)
+        return projection_of(operands, out, weights, moved, moved_out)
 
 
 class Maximum(_Pointwise):

@@ -262,7 +262,7 @@ class _Product:
             # In units in which the metric is Euclidean.
             roots = [jnp.sqrt(jnp.asarray(weight, x.dtype)) for weight in self.weights]
             self.scaled = tuple(r * s for r, s in zip(roots, self.signed, strict=True))
-            self.private, self.kappa = None, roots[0] * roots[1]
+            self.private, self.kappa = None, bilinear.kappa_of(*self.weights)
             left, right = (term.map.rows(jnp.square(s), i) for i, s in enumerate(self.scaled))
             q = left + right
             p = term.map.apply(*self.scaled)

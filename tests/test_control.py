@@ -120,7 +120,8 @@ def parameters():
     ("program", "name"),
     [
         *((program, "momentum") for program in PROGRAMS),
-        *((program, "dr") for program in (outputs, both, nested)),
+        (both, "dr"),
+        *(pytest.param(program, "dr", marks=pytest.mark.slow) for program in (outputs, nested)),
     ],
 )
 def test_a_lifted_scan_is_the_unrolled_one(program, name):

@@ -24,14 +24,17 @@ def name_of(entry):
     return entry.function.__name__ if isinstance(entry, FunctionEntry) else entry
 
 
+def cases(primitive, entry, name):
+    """All of an entry; what follows the first are variants, and slow as a whole."""
+    for i, case in enumerate(entry.cases):
+        slow = i > 0 and not isinstance(entry.rule, Refusal)
+        marks = [pytest.mark.slow] * slow
+        yield pytest.param(primitive, entry.rule, case, id=f"{name}-{i}", marks=marks)
+
+
 CASES = [
-    pytest.param(primitive, entry.rule, case, id=f"{primitive.name}-{i}")
-    for primitive, entry in entries().items()
-    for i, case in enumerate(entry.cases)
-] + [
-    pytest.param(None, entry.rule, case, id=f"{name_of(entry)}-{i}")
-    for entry in function_entries()
-    for i, case in enumerate(entry.cases)
+    *(case for p, entry in entries().items() for case in cases(p, entry, p.name)),
+    *(case for entry in function_entries() for case in cases(None, entry, name_of(entry))),
 ]
 
 

@@ -10,7 +10,7 @@ from tests import fuzz
 
 # Compiling the nearest points of all curves would take longer than all the rest.
 FEW = [f"jnp.{f}({{0}})" for f in ("tanh", "abs", "square")] + ["jax.nn.relu({0})"]
-PROGRAMS = 10
+PROGRAMS = 4
 
 
 def test_random_programs():
@@ -20,6 +20,7 @@ def test_random_programs():
     assert tally.refused.total() <= 0.2 * PROGRAMS
 
 
+@pytest.mark.slow
 def test_whole_updates():
     fuzz.check_compiled(fuzz.generate(1, 0, FEW))
 

@@ -24,7 +24,13 @@ def test_table_has_every_method(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("loose_promotion")
-@pytest.mark.parametrize("model", ["cnn --sizes 1,2,3,4", "gru --sizes 5,2,3,5 --seq-len 4"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "cnn --sizes 1,2,3,4",
+        pytest.param("gru --sizes 5,2,3,5 --seq-len 4", marks=pytest.mark.slow),
+    ],
+)
 def test_every_model_can_be_timed(model, capsys):
     small = "--batch-size 2 --steps 1 --repeats 1 --solvers ap-momentum --copy-free"
     assert step_cost.main(["--model", *model.split(), *small.split()]) == 0

@@ -164,6 +164,29 @@ def test_nearest_points(fans):
         assert reported < 1e-5, (kind, reported)
 
 
+@pytest.mark.parametrize("fans", [(1, 1), (3, 2), (9, 1, 2)], ids=str)
+def test_products_of_one_known_kappa_are_one(fans):
+    rng = np.random.default_rng(len(fans))
+    weights = [(2.0, 2.0), (8.0, 0.5), (0.5, 8.0)][: len(fans)]
+    wz, ws_linear = 3.0, 0.7
+
+    @jax.jit
+    def project_known(*rows):
+        whole = [jax.tree.map(lambda v: v[None], row) for row in rows]
+        result = project.__wrapped__(*whole, weights, wz, ws_linear)
+        return jax.tree.map(lambda v: v[0], result)
+
+    for kind in KINDS:
+        rows = draw(rng, fans, kind, weights, rows=400)
+        point = (*rows, weights, wz, ws_linear)
+        excess, gap, reported = check(
+            point, jax.vmap(project_known)(*rows), bisect(*scalars(*point))
+        )
+        assert excess < 1e-5, (kind, excess)
+        assert gap < 2e-6, (kind, gap)
+        assert reported < 1e-5, (kind, reported)
+
+
 def descend(point, rng, starts=8, steps=60):
     """Brute force: damped Newton on the distance over all operands, z and s eliminated."""
     xs, ws, *_, weights, _, _ = point

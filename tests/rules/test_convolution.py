@@ -113,8 +113,12 @@ def layout(array, before, after):
     return np.transpose(array, [before.index(letter) for letter in after])
 
 
+QUICK = {"channels last", "strides", "transposed", "feature groups", "batch groups", "gaps"}
 CASES = [
-    *((name, "xw") for name in CONVOLUTIONS),
+    *(
+        pytest.param(name, "xw", marks=[pytest.mark.slow] * (name not in QUICK))
+        for name in CONVOLUTIONS
+    ),
     *((name, variable) for name in ("strides", "rows in padding") for variable in "xw"),
     *((name, "xwb") for name in ("channels last", "batch groups")),
 ]
