@@ -96,7 +96,9 @@ def test_values_stay_the_same(function):
     assert [e.index for e in program.equations] == sorted({e.index for e in program.equations})
 
 
-@pytest.mark.parametrize("cell", [eqx.nn.GRUCell, eqx.nn.LSTMCell])
+@pytest.mark.parametrize(
+    "cell", [pytest.param(eqx.nn.GRUCell, marks=pytest.mark.slow), eqx.nn.LSTMCell]
+)
 def test_cells(cell, loose_promotion):
     cell = cell(3, 4, key=jax.random.key(0))
     lstm = isinstance(cell, eqx.nn.LSTMCell)

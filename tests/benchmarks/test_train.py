@@ -131,6 +131,7 @@ def test_convolutions_learn_images(run):
     assert status == 0 and content["runs"][1]["samples"] == 8
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("loose_promotion")
 def test_recurrent_nets_learn_text(run, tmp_path):
     (tmp_path / "input.txt").write_text("to be or not to be " * 30)
