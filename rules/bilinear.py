@@ -92,7 +92,7 @@ def solve_multiplier(
 
     Solves the equation in the head of this module to rounding error, elementwise over the
     equations, by Halley's iteration from a bound, until no equation's answer changes: at most
-    four steps for one product, eight for several.
+    four steps for one kappa, eight for several.
 
     Args:
         kappas: ``sqrt(wx ww)`` of every product, positive scalars, possibly traced. Those known to
@@ -134,15 +134,15 @@ def solve_multiplier(
     )
     if len(members) == len(kappas):
         return solution
-    place = {i: (k, i == same[0]) for k, same in enumerate(members) for i in same}
-    several = {
-        name: tuple(getattr(solution, name)[place[i][0]] for i in range(len(kappas)))
-        for name in ("grow", "shrink", "mix", "keep")
-    }
+    number = {i: k for k, same in enumerate(members) for i in same}
+    lam, *factors, distance = solution
+    grow, shrink, free, mix, keep = (
+        tuple(factor[number[i]] for i in range(len(kappas))) for factor in factors
+    )
     # A direction that is free in all of a class is taken in its first product.
-    steps = (place[i] for i in range(len(kappas)))
-    free = tuple(solution.free[k] if own else jnp.zeros_like(solution.free[k]) for k, own in steps)
-    return solution._replace(free=free, **several)
+    firsts = {first for first, *_ in members}
+    free = tuple(f if i in firsts else jnp.zeros_like(f) for i, f in enumerate(free))
+    return Multiplier(lam, grow, shrink, free, mix, keep, distance)
 
 
 def kappa_of(wx: ArrayLike, ww: ArrayLike) -> Any:
