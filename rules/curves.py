@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pjax_trace.rules.roots import bisect
+from pjax_trace.rules.roots import bisect, cheapest
 
 __all__ = [
     "EXP",
@@ -370,9 +370,7 @@ def _anywhere(curve: Curve, ends: list[float], x0: Array, z0: Array, ratio: Arra
     bounds = [jnp.full_like(x0, end) for end in (ends[0], ends[-1]) if abs(end) < _HUGE]
     found = jnp.concatenate([found, *(bound[None] for bound in bounds)])
     distance = jax.vmap(lambda x: (x - x0) ** 2 + ratio * (curve.value(x) - z0) ** 2)(found)
-    distance = jnp.where(jnp.isnan(distance), inf, distance)
-    least = jnp.min(distance, axis=0, keepdims=True)
-    return jnp.min(jnp.where(distance <= least, found, inf), axis=0)
+    return cheapest(list(distance), list(found))
 
 
 def _stationarity(value, tangent, x0, z0, ratio, x):

@@ -37,6 +37,7 @@ from pjax_trace.registry import (
     register_rule,
 )
 from pjax_trace.rules.elementwise import Elementwise
+from pjax_trace.rules.roots import cheapest
 
 __all__ = ["QUANTIZE", "Choice", "Piece", "Staircase", "Steps", "TruthTable"]
 
@@ -47,26 +48,6 @@ class Piece(NamedTuple):
     value: Any
     lower: Any
     upper: Any
-
-
-def _cheapest(costs: Sequence[Array], keys: Sequence[Any]) -> Array:
-    """The key of least cost, elementwise; everything else must follow from that key.
-
-    It is a reduction because XLA computes cheap things afresh wherever they are used, and may round
-    them differently: in a tie, a point would be put together from two candidates.
-    """
-
-    def better(one: Any, other: Any) -> Any:
-        keep = one[0] <= other[0]
-        return tuple(jnp.where(keep, x, y) for x, y in zip(one, other, strict=True))
-
-    dtype = costs[0].dtype
-    stack = [
-        jnp.stack([jnp.broadcast_to(jnp.asarray(x, dtype), costs[0].shape) for x in xs])
-        for xs in (costs, keys)
-    ]
-    start = (jnp.asarray(jnp.inf, dtype), jnp.zeros((), dtype))
-    return lax.reduce(tuple(stack), start, better, (0,))[1]
 
 
 class Staircase(Elementwise):
@@ -110,7 +91,7 @@ class Staircase(Elementwise):
             return wx * jnp.square(moved - x0) + wz * jnp.square(value - out)
 
         keys = self._keys(x0, out, wz / (wx + wz), *data, **params)
-        value, lower, upper = self._piece(_cheapest([*map(cost, keys)], keys), *data, **params)
+        value, lower, upper = self._piece(cheapest([*map(cost, keys)], keys), *data, **params)
         inside = jnp.clip(x0, _moved(lower, 1), _moved(upper, -1))
         # A piece that is too narrow for its ends to be left is one point: an end, or its value
         # (an integer, where no other numbers are representable).
@@ -376,7 +357,7 @@ def _nearest_case(
     """The nearest of few points (operands, then the output), for every element by itself."""
     start, metric = (*operands, out), (*weights.operands, weights.out)
     numbers = [float(i) for i in range(len(points))]
-    chosen = _cheapest([_cost(metric, point, start) for point in points], numbers)
+    chosen = cheapest([_cost(metric, point, start) for point in points], numbers)
 
     def pick(arrays: Sequence[Any]) -> Array:
         cases = [jnp.broadcast_to(jnp.asarray(x, out.dtype), out.shape) for x in arrays]

@@ -1,17 +1,19 @@
-"""The scalar solvers of the rule library: bracketed roots of increasing functions.
+"""The scalar solvers of the rule library: bracketed roots, and the best of several candidates.
 
 Every exact projection here comes down to one unknown scalar per equation (the multiplier of a
 product row, the point of a curve, the normaliser of a softmax). They are found by a safeguarded
 Newton iteration, or by bisection where nothing is known, elementwise over arrays of equations.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
-__all__ = ["bisect", "bracketed_newton"]
+__all__ = ["bisect", "bracketed_newton", "cheapest"]
 
 
 def bracketed_newton(
@@ -112,3 +114,26 @@ def bisect(
 
     bracket = (flip(jax.lax.bitcast_convert_type(x, integer)) for x in (lower, upper))
     return number(jax.lax.fori_loop(0, steps, step, tuple(bracket))[1])
+
+
+def cheapest(costs: Sequence[Float[Array, "..."]], keys: Sequence[Any]) -> Float[Array, "..."]:
+    """The key of least cost, elementwise; NaN where every cost is. All else must follow from it.
+
+    It is one reduction because XLA computes cheap things afresh wherever they are used, and may
+    round them differently: a cost compared with the least one could be found to be none of them,
+    and in a tie, a point would be put together from two candidates.
+    """
+
+    def better(one: Any, other: Any) -> Any:
+        keep = one[0] <= other[0]
+        return tuple(jnp.where(keep, x, y) for x, y in zip(one, other, strict=True))
+
+    shape, dtype = costs[0].shape, costs[0].dtype
+    cost, key = (
+        jnp.stack([jnp.broadcast_to(jnp.asarray(x, dtype), shape) for x in xs])
+        for xs in (costs, keys)
+    )
+    # What overflows is still better than nothing.
+    cost = jnp.where(jnp.isnan(cost), jnp.inf, jnp.minimum(cost, jnp.finfo(dtype).max))
+    start = (jnp.asarray(jnp.inf, dtype), jnp.asarray(jnp.nan, dtype))
+    return lax.reduce((cost, key), start, better, (0,))[1]

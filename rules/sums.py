@@ -127,6 +127,26 @@ class SumRule(Rule):
         out = out - multiplier / weight_out
         return Projection(tuple(moments), out if frame is None else frame.forward(out), distance)
 
+    def hand_over(
+        self,
+        params: dict[str, Any],
+        operands: Sequence[Array],
+        out: Array,
+        residual: Array,
+        variable: Sequence[bool],
+        reach: float,
+    ) -> tuple[Any, ...]:
+        """The limit of heavy operands, each moving alone, which is the adjoint."""
+        answers: list[Any] = [None] * len(operands)
+        for term in params["terms"]:
+            back = term.sign * term.backward(residual)
+            for side, position in enumerate(term.operands):
+                if variable[position]:
+                    paired = len(term.operands) == 2
+                    other = operands[term.operands[1 - side]] if paired else None
+                    answers[position] = term.map.pull(back, other, side)
+        return tuple(answers)
+
     def elementwise(self, params: dict[str, Any], variable: Sequence[bool], position: int) -> bool:
         """Where the operand is no factor of a product of variables."""
         term = next(term for term in params["terms"] if position in term.operands)
@@ -263,10 +283,15 @@ class _Product:
             roots = [jnp.sqrt(jnp.asarray(weight, x.dtype)) for weight in self.weights]
             self.scaled = tuple(r * s for r, s in zip(roots, self.signed, strict=True))
             self.private, self.kappa = None, bilinear.kappa_of(*self.weights)
-            left, right = (term.map.rows(jnp.square(s), i) for i, s in enumerate(self.scaled))
-            q = left + right
-            p = term.map.apply(*self.scaled)
-            plus, minus = _significant(q + 2 * p, q) / 4, _significant(q - 2 * p, q) / 4
+            if term.map.fan == 1:  # Then |X ± W|² needs no expansion, which would cancel.
+                left, right = (term.map.copies(s, i)[..., 0] for i, s in enumerate(self.scaled))
+                p = left * right
+                plus, minus = jnp.square(left + right) / 4, jnp.square(left - right) / 4
+            else:
+                left, right = (term.map.rows(jnp.square(s), i) for i, s in enumerate(self.scaled))
+                q = left + right
+                p = term.map.apply(*self.scaled)
+                plus, minus = _significant(q + 2 * p, q) / 4, _significant(q - 2 * p, q) / 4
             value = p / self.kappa
         self.plus, self.minus, self.value = (term.forward(a) for a in (plus, minus, value))
 

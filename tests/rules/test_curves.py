@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pjax_trace as pjax
 from pjax_trace.rules import curves
 from pjax_trace.rules.curves import (
     EXP,
@@ -234,3 +235,14 @@ weight = st.floats(2.0**-60, 2.0**60, width=32)
 @given(st.sampled_from(list(CLOSED)), finite, finite, weight, weight)
 def test_closed_forms_are_finite(name, x0, z0, wx, wz):
     assert np.isfinite(CLOSED[name](*map(jnp.float32, (x0, z0, wx, wz))))
+
+
+def test_candidates_are_compared_by_one_rounding_of_their_distances():
+    """XLA may compute a distance anew, and differently, for each of its uses."""
+
+    def fit(w):
+        return pjax.losses.squared_error(jnp.std(w, axis=0, keepdims=True), jnp.ones((1, 3)))
+
+    for solver in (pjax.AlternatingProjections(momentum=0.9), pjax.DouglasRachford()):
+        new, info = pjax.project(fit, solver=solver, steps=3)(jnp.ones((3, 3)))
+        assert bool(info.finite) and np.all(np.isfinite(new))
