@@ -7,6 +7,9 @@ builds a consensus graph, and lowers it to one fused XLA step.
 from pjax_trace import losses as losses
 from pjax_trace import sets as sets
 from pjax_trace import testing as testing
+from pjax_trace.acceleration import Acceleration as Acceleration
+from pjax_trace.acceleration import Averaging as Averaging
+from pjax_trace.acceleration import Momentum as Momentum
 from pjax_trace.calls import custom_projection as custom_projection
 from pjax_trace.constrain import constrain as constrain
 from pjax_trace.errors import InputError as InputError
@@ -39,5 +42,6 @@ from pjax_trace.solvers import CyclicProjections as CyclicProjections
 from pjax_trace.solvers import DifferenceMap as DifferenceMap
 from pjax_trace.solvers import DouglasRachford as DouglasRachford
 from pjax_trace.solvers import Solver as Solver
+from pjax_trace.sweep import Sweep as Sweep
 
 __version__ = "0.1.0"

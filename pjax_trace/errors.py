@@ -3,6 +3,8 @@
 Every message says what is wrong, where in the user's source, and what to do next.
 """
 
+import math
+import numbers
 from typing import Any
 
 __all__ = [
@@ -11,6 +13,8 @@ __all__ = [
     "NonFiniteError",
     "PjaxError",
     "TraceError",
+    "check_positive",
+    "check_range",
 ]
 
 
@@ -44,3 +48,19 @@ class NonFiniteError(PjaxError, FloatingPointError):
         self.params = params
         self.state = state
         self.culprit = culprit
+
+
+def check_range(name: str, value: Any, lower: float, upper: float, *, closed: bool = True) -> None:
+    """Raise unless a number is in ``(lower, upper]``, or in ``[lower, upper)`` if not closed."""
+    number = isinstance(value, numbers.Real)
+    inside = number and (lower < float(value) <= upper if closed else lower <= float(value) < upper)
+    if not inside:
+        bounds = f"({lower:g}, {upper:g}]" if closed else f"[{lower:g}, {upper:g})"
+        raise InputError(f"{name} must be in {bounds}, not {value!r}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise unless a number is positive and finite."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not 0 < float(value) < math.inf:
+        raise InputError(f"{name} must be a positive number, not {value!r}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import equinox as eqx
 
-from pjax_trace.errors import InputError
+from pjax_trace.errors import InputError, check_positive
 from pjax_trace.graph import ConsensusGraph, Variable
 
 __all__ = ["Metric"]
@@ -43,11 +43,7 @@ class Metric(eqx.Module):
         """Weights are positive numbers."""
         named = {"parameters": self.parameters, "hidden": self.hidden, "outputs": self.outputs}
         for name, weight in {**named, **self.paths}.items():
-            number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-            if not number or not 0 < weight < float("inf"):
-                raise InputError(
-                    f"Metric: the weight of {name} must be a positive number, not {weight!r}"
-                )
+            check_positive(f"Metric: the weight of {name}", weight)
 
     def resolve(self, graph: ConsensusGraph) -> dict[Variable, float]:
         """The weight of every variable of a graph."""

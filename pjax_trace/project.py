@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pjax_trace import _compat
+from pjax_trace.acceleration import Acceleration, Averaging, Momentum
 from pjax_trace.build import OUTPUTS, build_graph
 from pjax_trace.calls import loss_p
 from pjax_trace.errors import InputError, NonFiniteError, TraceError
@@ -22,6 +23,7 @@ from pjax_trace.graph import ConsensusGraph, Constraint, Variable
 from pjax_trace.lower import Copies, CopyFree, Problem, Space, expand_copies
 from pjax_trace.metric import Metric
 from pjax_trace.solvers import AlternatingProjections, Solver
+from pjax_trace.sweep import Sweep
 from pjax_trace.trace import Value, trace_program
 
 __all__ = ["Info", "Projected", "State", "project"]
@@ -78,10 +80,12 @@ class State(eqx.Module):
     Attributes:
         steps: how many steps were taken so far.
         updates: how many updates.
+        memory: those of the accelerations.
     """
 
     steps: Int[Array, ""]
     updates: Int[Array, ""]
+    memory: tuple[Any, ...]
     structure: Any = eqx.field(static=True)
 
 
@@ -135,9 +139,10 @@ class Projected:
         self,
         fn: Callable[..., Any],
         argnums: int | tuple[int, ...],
-        solver: Solver,
+        solver: Solver | Sweep,
         steps: int,
         metric: Metric,
+        acceleration: tuple[Acceleration, ...],
         copies: bool,
         tol: float | None,
         donate: bool,
@@ -148,6 +153,7 @@ class Projected:
         self._solver = solver
         self._steps = steps
         self._metric = metric
+        self._acceleration = acceleration
         self._copies = copies
         self._tol = tol
         self._several = isinstance(argnums, tuple)
@@ -175,7 +181,35 @@ class Projected:
         """
         _check_parameters(params)
         zero = functools.partial(jnp.zeros, (), jnp.int32)
-        return State(zero(), zero(), _structure(params))
+        leaves = [
+            jnp.zeros(x.shape, x.dtype) if _is_shape(x) else jnp.asarray(x)
+            for x in jax.tree.leaves(self._moving(params))
+        ]
+        memory = tuple(a.init(leaves) for a in self._acceleration)
+        return State(zero(), zero(), memory, _structure(params))
+
+    def averaged(self, params: PyTree, state: State) -> PyTree:
+        """The parameters with their averages in the places of the floating-point arrays.
+
+        Args:
+            params: the parameters, for what they hold beside arrays.
+            state: from the last update.
+
+        Raises:
+            InputError: if there is no `Averaging` among the accelerations, or the shapes differ.
+        """
+        self._check_state("averaged", params, state)
+        kept = [
+            memory
+            for acceleration, memory in zip(self._acceleration, state.memory, strict=True)
+            if isinstance(acceleration, Averaging)
+        ]
+        if not kept:
+            raise InputError(
+                "averaged: there is no average; give pjax_trace.project the acceleration "
+                "pjax_trace.Averaging()"
+            )
+        return self._combine(params, kept[-1])
 
     def update(self, params: PyTree, state: State, /, *args: Any, **kwargs: Any) -> tuple:
         """One update: ``params, state, info``.
@@ -193,10 +227,7 @@ class Projected:
             NonFiniteError: if NaN or infinity turns up (not under ``jax.jit``: there
                 ``info.finite`` tells, and the parameters come back as they were).
         """
-        if not isinstance(state, State):
-            raise InputError(f"update: state must come from init, but is {type(state).__name__}")
-        if _structure(params) != state.structure:
-            raise InputError(_mismatch(params, state.structure))
+        self._check_state("update", params, state)
         return self._update(self._jitted, params, state, self._insert(params, args), kwargs)
 
     def trace(self, *args: Any, **kwargs: Any) -> ConsensusGraph:
@@ -220,6 +251,25 @@ class Projected:
         """The update of a call, lowered by XLA but not run; ``.compile()`` goes on, as for jit."""
         signature, parameters, data = self._split(args, kwargs)
         return self._jitted.lower(signature, parameters, self.init(self._parameters_of(args)), data)
+
+    def _check_state(self, method: str, params: Any, state: Any) -> None:
+        if not isinstance(state, State):
+            raise InputError(f"{method}: state must come from init, but is {type(state).__name__}")
+        if _structure(params) != state.structure:
+            raise InputError(_mismatch(method, params, state.structure))
+
+    def _moving(self, params: Any) -> dict[int, Any]:
+        """The arrays among the parameters, in the order of the function's arguments."""
+        places = dict(zip(self._numbers(), params, strict=True)) if self._several else {0: params}
+        return eqx.filter(dict(sorted(places.items())), _is_moving)
+
+    def _combine(self, params: Any, arrays: Sequence[Array]) -> Any:
+        """Parameters with other arrays."""
+        places = dict(zip(self._numbers(), params, strict=True)) if self._several else {0: params}
+        moving, fixed = eqx.partition(dict(sorted(places.items())), _is_moving)
+        new = eqx.combine(jax.tree.unflatten(jax.tree.structure(moving), arrays), fixed)
+        # The parameters in the order of argnums; the arrays were in that of the arguments.
+        return tuple(new[n] for n in self._numbers()) if self._several else new[0]
 
     def _numbers(self) -> tuple[int, ...]:
         return self._argnums if isinstance(self._argnums, tuple) else (self._argnums,)
@@ -305,11 +355,7 @@ class Projected:
         _check_parameters(params)
         signature, parameters, data = self._split(args, kwargs)
         moved, new_state, info = jitted(signature, parameters, state, data)
-        places = dict(zip(self._numbers(), params, strict=True)) if self._several else {0: params}
-        moving, fixed = eqx.partition(dict(sorted(places.items())), _is_moving)
-        new = eqx.combine(jax.tree.unflatten(jax.tree.structure(moving), moved), fixed)
-        # The parameters in the order of argnums; the arrays were in that of the arguments.
-        new = tuple(new[n] for n in self._numbers()) if self._several else new[0]
+        new = self._combine(params, moved)
         if _compat.is_known(info.finite) and not bool(info.finite):
             culprit = info.suspects[int(info.culprit)]
             raise NonFiniteError(
@@ -328,13 +374,14 @@ class Projected:
     ) -> tuple[list[Array], State, Info]:
         """One update, traced once per signature and compiled into one computation."""
         graph = self._graph(signature, parameters, data)
-        run = _Run(graph, self._metric, parameters, data)
-        space = run.copies if self._copies else run.copy_free
-        values, history, steps = self._iterate(run, space)
+        start: Sequence[Array] = parameters
+        for acceleration, memory in zip(self._acceleration, state.memory, strict=True):
+            start = acceleration.start(memory, start)
+        solve = self._sweep if isinstance(self._solver, Sweep) else self._project
+        run, values, squared, history, steps, order = solve(graph, start, data)
         outputs = {c: i for i, c in enumerate(graph.constraints) if c.rule.family == "loss"}
         hard = [i for i, c in enumerate(graph.constraints) if c not in outputs]
-        squared = run.copy_free.gaps(values)
-        flags, suspects = run.suspects(history, squared, signature)
+        flags, suspects = run.suspects(history, squared, signature, order)
         finite = jnp.logical_not(jnp.any(flags))
         env = dict(zip(graph.variables, values, strict=True))
         # The last operand of a loss is its scale.
@@ -354,22 +401,60 @@ class Projected:
             sources=tuple(graph.constraints[i].source for i in hard),
             suspects=suspects,
         )
+        new: Sequence[Array] = [env[p] for p in graph.parameters]
+        kept = []
+        for acceleration, memory in zip(self._acceleration, state.memory, strict=True):
+            new, memory = acceleration.finish(memory, parameters, start, new)
+            kept.append(memory)
         # An update is a transaction: all of it, or nothing.
-        new = [
-            jnp.where(finite, env[p].astype(old.dtype), old)
-            for p, old in zip(graph.parameters, parameters, strict=True)
-        ]
-        counts = (state.steps + steps, state.updates + 1)
-        new_state = State(
-            jnp.where(finite, counts[0], state.steps),
-            jnp.where(finite, counts[1], state.updates),
-            state.structure,
+        after = State(state.steps + steps, state.updates + 1, tuple(kept), state.structure)
+        new, after = jax.tree.map(
+            lambda old, x: jnp.where(finite, x.astype(old.dtype), old),
+            (list(parameters), state),
+            (list(new), after),
         )
-        return new, new_state, info
+        return list(new), after, info
+
+    def _project(
+        self, graph: ConsensusGraph, start: Sequence[Array], data: Sequence[Any]
+    ) -> "_Outcome":
+        """The steps of a solver."""
+        run = _Run(graph, self._metric, start, data)
+        values, history, steps = self._iterate(run, run.copies if self._copies else run.copy_free)
+        order = [c for group in run.copy_free.groups for c in group if isinstance(c, Constraint)]
+        return _Outcome(run, values, run.copy_free.gaps(values), history, steps, order)
+
+    def _sweep(
+        self, graph: ConsensusGraph, start: Sequence[Array], data: Sequence[Any]
+    ) -> "_Outcome":
+        """Sweeps, each from a forward pass of its own, in which there is no gap."""
+        assert isinstance(self._solver, Sweep)
+        sweep, zero = self._solver, jnp.zeros((), jnp.result_type(float))
+
+        def once(parameters: Sequence[Array]) -> tuple["_Run", list[Array], Array]:
+            run = _Run(graph, self._metric, parameters, data)
+            moves, distances = sweep.moves(graph, run.known, run.start, run.weights)
+            ends = [
+                x + moves[p].astype(x.dtype) if p in moves else x
+                for p, x in zip(graph.parameters, parameters, strict=True)
+            ]
+            moved = [distances.get(c, zero).astype(zero.dtype) for c in graph.constraints]
+            return run, ends, jnp.stack(moved)
+
+        history = []
+        run, ends, moved = once(start)
+        history.append(moved)
+        for _ in range(self._steps - 1):
+            run, ends, moved = once(ends)
+            history.append(moved)
+        values = (*ends, *run.values[len(ends) :])
+        steps, order = jnp.asarray(self._steps, jnp.int32), graph.constraints[::-1]
+        return _Outcome(run, values, jnp.zeros_like(moved), jnp.stack(history), steps, order)
 
     def _iterate(self, run: "_Run", space: Space) -> tuple[Any, Array, Array]:
         """All steps: the values at the end, squared distances by step, and the number of steps."""
         solver = self._solver
+        assert isinstance(solver, Solver)
         carry = solver.init(space, run.values)
         tol = self._tol
         if tol is None:
@@ -397,6 +482,17 @@ class Projected:
         return solver.values(space, carry), history, steps
 
 
+class _Outcome(NamedTuple):
+    """What an update came to: values at the end, squared gaps there, and distances by step."""
+
+    run: "_Run"
+    values: Any
+    squared: Array
+    history: Array
+    steps: Array
+    order: Sequence[Constraint]
+
+
 class _Run:
     """One traced update: the forward pass, and the problem it starts from."""
 
@@ -414,19 +510,31 @@ class _Run:
         self.start: dict[Variable, Array] = {
             v: known[(v.repeats or v).value] for v in graph.variables
         }
-        self._known = known
-        self._weights = metric.resolve(graph)
-        self.problem = Problem(graph, known, self.start, self._weights)
+        self.known = known
+        self.weights = metric.resolve(graph)
         self.values = tuple(self.start[v] for v in graph.variables)
-        self.copy_free = CopyFree(self.problem)
+
+    @functools.cached_property
+    def problem(self) -> Problem:
+        """The graph with its data and metric."""
+        return Problem(self.graph, self.known, self.start, self.weights)
+
+    @functools.cached_property
+    def copy_free(self) -> CopyFree:
+        """The lowering without copies."""
+        return CopyFree(self.problem)
 
     @functools.cached_property
     def copies(self) -> Copies:
         """The lowering with explicit copies."""
-        return Copies(Problem(expand_copies(self.graph), self._known, self.start, self._weights))
+        return Copies(Problem(expand_copies(self.graph), self.known, self.start, self.weights))
 
     def suspects(
-        self, history: Array, squared: Array, signature: _Signature
+        self,
+        history: Array,
+        squared: Array,
+        signature: _Signature,
+        order: Sequence[Constraint],
     ) -> tuple[Array, tuple[str, ...]]:
         """What may turn out not to be finite, the likeliest cause first."""
         graph = self.graph
@@ -450,11 +558,9 @@ class _Run:
         bad = ~jnp.isfinite(jnp.concatenate([history, squared[None]]))
         early = bad[jnp.argmax(jnp.any(bad, 1))]
         number = {c: i for i, c in enumerate(graph.constraints)}
-        for group in self.copy_free.groups:
-            for c in group:
-                if isinstance(c, Constraint):
-                    flags.append(early[number[c]])
-                    names.append(f"the projection onto {c.label}")
+        for c in order:
+            flags.append(early[number[c]])
+            names.append(f"the projection onto {c.label}")
         # Data may be infinite where the function can use it; then nothing comes of it.
         result = np.array([not name.startswith("data argument ") for name in names])
         every = jnp.stack(flags)
@@ -465,9 +571,10 @@ def project(
     fn: Callable[..., Any],
     argnums: int | tuple[int, ...] = 0,
     *,
-    solver: Solver | None = None,
-    steps: int = 50,
+    solver: Solver | Sweep | None = None,
+    steps: int | None = None,
     metric: Metric | Mapping[str, float] | None = None,
+    acceleration: Acceleration | Sequence[Acceleration] | None = None,
     copies: bool | None = None,
     tol: float | None = None,
     donate: bool = False,
@@ -482,9 +589,11 @@ def project(
             and returns is the objective: positive multiples, means and sums of them. It may
             return anything else beside.
         argnums: which arguments to solve for; their floating-point arrays are the parameters.
-        solver: the iteration; default ``AlternatingProjections(momentum=0.9)``.
-        steps: how many iterations an update makes.
+        solver: the iteration, or a `Sweep`; default ``AlternatingProjections(momentum=0.9)``.
+        steps: how many iterations an update makes; default 50, and 1 for a sweep.
         metric: a `Metric`, or a mapping of paths to weights; default: every weight 1.
+        acceleration: what happens to parameters between updates, in this order; its memory is in
+            the state. Default: none, and for a sweep ``Momentum(0.9)`` and ``Averaging(0.98)``.
         copies: whether to keep an explicit copy of every operand for each scalar equation. Default:
             what the solver needs; alternating projections need none.
         tol: stop early once the gap is at most this. Costs a projection per step.
@@ -514,10 +623,11 @@ def project(
     if not callable(fn):
         raise InputError(f"project takes a function, not {fn!r}")
     solver = AlternatingProjections(momentum=0.9) if solver is None else solver
-    if not isinstance(solver, Solver):
+    if not isinstance(solver, (Solver, Sweep)):
         raise InputError(
             f"project: solver must be a value such as pjax.DouglasRachford(), not {solver!r}"
         )
+    steps = solver.default_steps if steps is None else steps
     numbers = argnums if isinstance(argnums, tuple) else (argnums,)
     if not numbers or any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers):
         raise InputError(f"project: argnums must be non-negative integers, not {argnums!r}")
@@ -541,7 +651,17 @@ def project(
             f"project: {type(solver).__name__} needs copies; its iterates leave the set in which "
             "copies agree. Only AlternatingProjections runs without"
         )
-    return Projected(fn, argnums, solver, steps, metric, copies, tol, donate)
+    if isinstance(solver, Sweep) and (copies or tol is not None):
+        raise InputError("project: a Sweep has no copies and no gap, so no copies and no tol")
+    if acceleration is None:
+        acceleration = (Momentum(), Averaging()) if isinstance(solver, Sweep) else ()
+    accelerations = (acceleration,) if isinstance(acceleration, Acceleration) else acceleration
+    for value in accelerations:
+        if not isinstance(value, Acceleration):
+            raise InputError(
+                f"project: acceleration must be values such as pjax.Momentum(), not {value!r}"
+            )
+    return Projected(fn, argnums, solver, steps, metric, tuple(accelerations), copies, tol, donate)
 
 
 def _is_shape(leaf: Any) -> bool:
@@ -601,12 +721,12 @@ def _structure(params: Any) -> Any:
     )
 
 
-def _mismatch(params: Any, structure: Any) -> str:
+def _mismatch(method: str, params: Any, structure: Any) -> str:
     now, then = dict((p, d) for p, *d in _structure(params)), dict((p, d) for p, *d in structure)
     for path in dict.fromkeys((*then, *now)):
         if now.get(path) != then.get(path):
             return (
-                f"update: parameter params{path} is {now.get(path, 'missing')}, but was "
+                f"{method}: parameter params{path} is {now.get(path, 'missing')}, but was "
                 f"{then.get(path, 'missing')} in init; start from a new init(params)"
             )
-    return "update: the parameters are not those of init; start from a new init(params)"
+    return f"{method}: the parameters are not those of init; start from a new init(params)"

@@ -7,9 +7,10 @@ copies, copy-free rows and blocks are served by one interface.
 
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -79,6 +80,56 @@ class Range(NamedTuple):
     axis: int
     start: int
     stop: int
+
+
+class Columns(eqx.Module):
+    """A parameter as the unknown of linear equations, ``matrix @ unknown = target``.
+
+    Attributes:
+        matrix: the coefficients.
+        position: of the operand that the parameter is.
+        restore: from the unknown to the operand's shape.
+        constant: whether all coefficients are 1: a bias, of which sizes say nothing.
+    """
+
+    matrix: Float[Array, "rows columns"]
+    position: int = eqx.field(static=True)
+    restore: Callable[[Float[Array, "columns features"]], Array] = eqx.field(static=True)
+    constant: bool = eqx.field(static=True)
+
+
+class Single(eqx.Module):
+    """A parameter each of whose elements is projected by itself, all else held.
+
+    Attributes:
+        gradient: ``Jᵀ residual``, in the operand's shape.
+        square: the diagonal of ``JᵀJ``.
+        readers: how many scalar equations read each element.
+        position: of the operand that the parameter is.
+        fan: the terms of an equation.
+    """
+
+    gradient: Float[Array, "..."]
+    square: Float[Array, "..."]
+    readers: Float[Array, "..."]
+    position: int = eqx.field(static=True)
+    fan: int = eqx.field(static=True)
+
+
+class Block(eqx.Module):
+    """What a constraint asks of its parameters, to first order in them and all else held.
+
+    Attributes:
+        target: the right side that all columns share; None without columns.
+        columns: the parameters that are projected jointly.
+        singles: the others.
+        pace: how far they may move in relation to those of a dense layer.
+    """
+
+    target: Float[Array, "rows features"] | None
+    columns: tuple[Columns, ...]
+    singles: tuple[Single, ...]
+    pace: float = eqx.field(static=True, default=1.0)
 
 
 class Rule:
@@ -195,6 +246,58 @@ class Rule:
         data operands do not move.
         """
         raise NotImplementedError
+
+    def hand_over(
+        self,
+        params: dict[str, Any],
+        operands: Sequence[Array],
+        out: Array,
+        residual: Array,
+        variable: Sequence[bool],
+        reach: float,
+    ) -> tuple[Any, ...]:
+        """What a sweep asks of the operands, the output being asked to move; None for data.
+
+        ``operands`` and ``out`` are a point of the graph, ``residual`` a direction for ``out``.
+        By default a projection of ``(operands, out + g residual)``, with g such that the target is
+        nearer than the size of the output by the factor ``reach``, and operands that weigh ten
+        times what the output does. What they move by is scaled back, so that it tends to the
+        adjoint as ``reach`` tends to 0 where the rule is smooth.
+        """
+        heavy = 10.0
+        size, asked = (jnp.sqrt(jnp.mean(jnp.square(x))) for x in (out, residual))
+        tiny = jnp.finfo(out.dtype).tiny
+        scale = reach * jnp.where(size > 0, size, 1.0) / jnp.maximum(asked, tiny)
+        weights = Weights(tuple(heavy if v else None for v in variable), jnp.ones_like(out))
+        answer = self.project(params, operands, out + scale * residual, weights)
+        return tuple(
+            None if m is None else (heavy + 1) / scale * (m.first / m.mass - x)
+            for m, x in zip(answer.moments, operands, strict=True)
+        )
+
+    def block(
+        self,
+        params: dict[str, Any],
+        operands: Sequence[Array],
+        residual: Array,
+        answers: Sequence[Any],
+        names: Mapping[int, Any],
+    ) -> Block:
+        """The linear equations that a sweep projects this constraint's parameters onto.
+
+        Args:
+            params: of the constraint.
+            operands: at the point that the sweep starts from.
+            residual: what is asked of the output.
+            answers: what `hand_over` made of that.
+            names: for every operand that is a parameter, an integer array of its shape that names
+                the parameter's elements; None if an element may be read twice, or scaled.
+        """
+        singles = (
+            Single(answers[i], jnp.ones_like(operands[i]), jnp.ones_like(operands[i]), i, 1)
+            for i in names
+        )
+        return Block(None, (), tuple(singles))
 
     def elementwise(self, params: dict[str, Any], variable: Sequence[bool], position: int) -> bool:
         """Whether the weight of the operand in this position may vary by element, too."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from equinox.internal import ω
 from jaxtyping import Array
 
-from pjax_trace.errors import InputError
+from pjax_trace.errors import InputError, check_range
 from pjax_trace.lower import Space
 
 __all__ = [
@@ -33,9 +33,11 @@ class Solver(eqx.Module):
 
     Attributes:
         needs_copies: whether the iterates leave the set in which copies agree.
+        default_steps: how many steps an update makes if nobody says.
     """
 
     needs_copies: ClassVar[bool] = True
+    default_steps: ClassVar[int] = 50
 
     def init(self, space: Space, values: Any) -> Any:
         """The carry that starts from consensus values."""
@@ -62,14 +64,6 @@ def _reflect(space: Space, point: Any, group: Any) -> tuple[Any, Array]:
     return _blend(point, projected, 2.0), distances
 
 
-def _check(name: str, value: float, lower: float, upper: float, *, closed: bool = True) -> None:
-    number = isinstance(value, numbers.Real)
-    inside = number and (lower < value <= upper if closed else lower <= value < upper)
-    if not inside:
-        bounds = f"({lower:g}, {upper:g}]" if closed else f"[{lower:g}, {upper:g})"
-        raise InputError(f"{name} must be in {bounds}, not {value!r}")
-
-
 class AlternatingProjections(Solver):
     """Alternating projections, ``u ← u + relaxation (P_B P_A u − u)`` (von Neumann; POCS).
 
@@ -93,8 +87,8 @@ class AlternatingProjections(Solver):
 
     def __check_init__(self) -> None:
         """Parameters are in range."""
-        _check("AlternatingProjections: relaxation", self.relaxation, 0, 2)
-        _check("AlternatingProjections: momentum", self.momentum, 0, 1, closed=False)
+        check_range("AlternatingProjections: relaxation", self.relaxation, 0, 2)
+        check_range("AlternatingProjections: momentum", self.momentum, 0, 1, closed=False)
 
     def init(self, space: Space, values: Any) -> Any:
         """The extrapolated state, the last one, and whether there was one before."""
@@ -133,7 +127,7 @@ class AlternatingReflections(Solver):
 
     def __check_init__(self) -> None:
         """Parameters are in range."""
-        _check(f"{type(self).__name__}: relaxation", self.relaxation, 0, 1)
+        check_range(f"{type(self).__name__}: relaxation", self.relaxation, 0, 1)
 
     def step(self, space: Space, carry: Any) -> tuple[Any, Array]:
         """One reflection in either colour."""
@@ -227,7 +221,7 @@ class CyclicDouglasRachford(Solver):
 
     def __check_init__(self) -> None:
         """Parameters are in range."""
-        _check("CyclicDouglasRachford: relaxation", self.relaxation, 0, 1)
+        check_range("CyclicDouglasRachford: relaxation", self.relaxation, 0, 1)
 
     def step(self, space: Space, carry: Any) -> tuple[Any, Array]:
         """One cycle."""

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,34 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-__all__ = ["Contraction", "CumulativeSum", "Map", "Private", "ScatterSum", "identity_map"]
+__all__ = [
+    "Contraction",
+    "CumulativeSum",
+    "Design",
+    "Map",
+    "Private",
+    "ScatterSum",
+    "identity_map",
+]
 
 Labels = tuple[int, ...]
 Shape = tuple[int, ...]
+
+
+class Design(NamedTuple):
+    """A bilinear map as a product of matrices, ``rows(out) = matrix(other) @ unknown(operand)``.
+
+    Attributes:
+        rows: from the output to its rows and features; also of NumPy arrays.
+        matrix: from the other operand to what the rows have of it, ``[rows, columns]``.
+        restore: from ``[columns, features]`` to the operand.
+        pace: how much farther the operand may move in a step than a dense layer's weights.
+    """
+
+    rows: Callable[[Any], Any]
+    matrix: Callable[[Array], Array]
+    restore: Callable[[Array], Array]
+    pace: float = 1.0
 
 
 class Map:
@@ -111,6 +135,10 @@ class Map:
     def gathered(self, copies: Array, side: int) -> Array:
         """The transpose of `copies`."""
         return self._transpose(lambda x: self.copies(x, side), copies, side)
+
+    def design(self, side: int) -> Design | None:
+        """The map as a matrix product in one operand, if all its rows and features make one."""
+        return None
 
     def expand(self, variable: Sequence[bool]) -> tuple["Map", tuple[Any, ...]]:
         """The map of private copies of its variables, and the views that make them, or None."""
@@ -319,6 +347,30 @@ class Contraction(Map):
         kept = tuple(label for label in self.common if label in labels)
         lost = tuple(i for i, label in enumerate(self.common) if label not in labels)
         return _align(jnp.sum(copies.reshape(self.size_of(self.common)), lost), kept, labels)
+
+    def design(self, side: int) -> Design | None:
+        """Unless there is a batch, or nothing is contracted."""
+        if self.rhs is None or not self.contracted:
+            return None
+        own, other = self.labels(side), self.labels(1 - side)
+        if any(label in own and label in other for label in self.out):
+            return None
+        features = tuple(label for label in self.out if label in own)
+        rows = tuple(label for label in self.out if label in other)
+
+        def matrix(x: Any, labels: Labels, left: Labels, right: Labels) -> Any:
+            x = x.transpose([labels.index(label) for label in left + right])
+            return x.reshape((math.prod(self.size_of(left)), math.prod(self.size_of(right))))
+
+        def restore(unknown: Array) -> Array:
+            labels = self.contracted + features
+            return _align(unknown.reshape(self.size_of(labels)), labels, own)
+
+        return Design(
+            lambda out: matrix(out, self.out, rows, features),
+            lambda x: matrix(x, other, rows, self.contracted),
+            restore,
+        )
 
     def _kept(self, labels: Labels) -> Labels:
         return tuple(label for label in labels if label in self.out)

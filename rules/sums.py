@@ -8,7 +8,7 @@ products again (see `SumRule.project`).
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,13 +18,16 @@ from jax import lax
 from jaxtyping import Array
 
 from pjax_trace.registry import (
+    Block,
     Case,
+    Columns,
     Expansion,
     Layout,
     Moment,
     Projection,
     Range,
     Rule,
+    Single,
     Weights,
     pointwise_route,
     register_rule,
@@ -147,6 +150,57 @@ class SumRule(Rule):
                     answers[position] = term.map.pull(back, other, side)
         return tuple(answers)
 
+    def block(
+        self,
+        params: dict[str, Any],
+        operands: Sequence[Array],
+        residual: Array,
+        answers: Sequence[Any],
+        names: Mapping[int, Any],
+    ) -> Block:
+        """Factors of products share a matrix, the other factors; biases are columns of ones in it.
+
+        That takes terms with the same rows and features; all others are on their own.
+        """
+        edges = [
+            (term, side, position)
+            for term in params["terms"]
+            for side, position in enumerate(term.operands)
+            if position in names
+        ]
+        numbers = np.arange(1, 1 + residual.size).reshape(residual.shape)
+        frame, target, pace = None, None, 1.0
+        columns, singles = [], []
+        for term, side, position in sorted(edges, key=lambda edge: -len(edge[0].operands)):
+            design = term.map.design(side)
+            taken = None
+            if design is not None and _each_once(names[position]):
+                rows = design.rows(_backward(term, numbers))
+                if frame is None:
+                    frame, target = rows, design.rows(term.backward(residual))
+                    pace = design.pace
+                if np.array_equal(frame, rows):
+                    matrix = term.sign * design.matrix(operands[term.operands[1 - side]])
+                    taken = Columns(matrix, position, design.restore, constant=False)
+            elif frame is not None and term.map.plain and names[position] is not None:
+                restore = _restore_bias(frame, _backward(term, numbers), names[position])
+                if restore is not None:
+                    ones = jnp.full((frame.shape[0], 1), term.sign, residual.dtype)
+                    taken = Columns(ones, position, restore, constant=True)
+            if taken is None:
+                singles.append(self._single(term, side, operands, answers[position]))
+            else:
+                columns.append(taken)
+        return Block(target, tuple(columns), tuple(singles), pace)
+
+    def _single(self, term: "Term", side: int, operands: Sequence[Array], answer: Array) -> Single:
+        readers = jnp.broadcast_to(jnp.asarray(term.map.readers(side), answer.dtype), answer.shape)
+        square = readers
+        if len(term.operands) == 2:
+            other = jnp.square(operands[term.operands[1 - side]])
+            square = term.map.pull(jnp.ones(term.map.shape, answer.dtype), other, side)
+        return Single(answer, square, readers, term.operands[side], term.map.fan)
+
     def elementwise(self, params: dict[str, Any], variable: Sequence[bool], position: int) -> bool:
         """Where the operand is no factor of a product of variables."""
         term = next(term for term in params["terms"] if position in term.operands)
@@ -231,6 +285,35 @@ class SumRule(Rule):
                 "two variables"
             )
         return None
+
+
+def _each_once(names: Any) -> bool:
+    return names is not None and np.unique(names).size == names.size and bool(np.all(names > 0))
+
+
+def _backward(term: Term, numbers: np.ndarray) -> np.ndarray:
+    with jax.ensure_compile_time_eval():
+        return np.asarray(term.backward(jnp.asarray(numbers)))
+
+
+def _restore_bias(
+    frame: np.ndarray, numbers: np.ndarray, names: np.ndarray
+) -> Callable[[Array], Array] | None:
+    """From a row of features to an operand that adds the same to every row; None if it does not.
+
+    The step is put into the first row alone, for the sum over rows takes it to the parameter.
+    """
+    place = np.argsort(numbers, axis=None)  # where in the operand each number is
+    added = names.ravel()[place[frame - 1]]
+    if np.any(added != added[:1]) or not _each_once(added[0]):
+        return None
+    first = place[frame[0] - 1]
+
+    def restore(unknown: Array) -> Array:
+        flat = jnp.zeros(names.size, unknown.dtype).at[first].set(unknown[0])
+        return flat.reshape(names.shape)
+
+    return restore
 
 
 def _mass(weight: Any, readers: Any) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from pjax_trace.rules.maps import Map, Shape
+from pjax_trace.rules.maps import Design, Map, Shape
 
 __all__ = ["Convolution", "Window", "WindowSum"]
 
@@ -329,6 +329,22 @@ class Convolution(Map):
             x = jnp.tensordot(valid, x, ((0,), (axis,)), precision=lax.Precision.HIGHEST)
             x = jnp.moveaxis(x, 0, axis)
         return x[..., None, :]
+
+    def design(self, side: int) -> Design | None:
+        """Of kernels, patches times them."""
+        if side == 0 or self.groups > 1:
+            return None
+        taps = tuple(window.taps for window in self.windows)
+
+        def restore(unknown: Array) -> Array:
+            return jnp.moveaxis(unknown.reshape((self.left, *taps, self.features)), 0, -2)
+
+        return Design(
+            lambda out: out.reshape((-1, self.features)),
+            lambda x: _patches(self.windows, x, 1).reshape((-1, self.fan)),
+            restore,
+            pace=10 / 3,
+        )
 
     def copies(self, x: Array, side: int) -> Array:
         """Patches of the images; kernels with 0 where a tap reads nothing."""

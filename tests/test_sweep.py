@@ -1,0 +1,226 @@
+"""Block sweeps against least squares in float64 NumPy, and their limit against gradients."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pjax_trace as pjax
+from pjax_trace.errors import InputError, TraceError
+
+from .models import LABELS, MODELS
+
+FAR = 1e9  # a trust region that nothing reaches
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def sweep(fit, *args, **options):
+    """What one sweep moves the parameters by, without acceleration."""
+    step = pjax.project(fit, solver=pjax.Sweep(**options), acceleration=())
+    new, info = step(*args)
+    return jax.tree.map(lambda n, o: np.asarray(n - o), new, args[0]), info
+
+
+def move_of(function, parameters, residual, damping, rows):
+    """``(JᵀJ + ω I)⁻¹ Jᵀ s R`` by brute force, with J the derivative by all parameters at once."""
+    leaves, structure = jax.tree.flatten(parameters)
+    derivatives = jax.jacobian(lambda p: function(*p))(leaves)
+    jacobian = np.concatenate(
+        [np.asarray(d, np.float64).reshape(residual.size, -1) for d in derivatives], 1
+    )
+    ridge = damping * np.sum(jacobian**2) / residual.size
+    scale = np.prod(residual.shape) / residual.shape[-1] / rows
+    extended = np.concatenate([jacobian, np.sqrt(ridge) * np.eye(jacobian.shape[1])])
+    right = np.concatenate([scale * residual.ravel(), np.zeros(jacobian.shape[1])])
+    (solution, *_) = np.linalg.lstsq(extended, right)
+    parts = np.split(solution, np.cumsum([x.size for x in leaves])[:-1])
+    shaped = [p.reshape(x.shape) for p, x in zip(parts, leaves, strict=True)]
+    return jax.tree.unflatten(structure, shaped)
+
+
+@pytest.mark.parametrize("samples", [3, 40])
+def test_a_dense_layer_and_its_bias_are_least_squares(samples):
+    x, w, b = normal(0, samples, 6), normal(1, 6, 4), normal(2, 4)
+    target = normal(3, samples, 4)
+
+    def fit(params, x):
+        w, b = params
+        return pjax.losses.squared_error(x @ w + b[None], target)
+
+    moved, info = sweep(fit, (w, b), x, strength=2.0, damping=0.3, trust=FAR)
+    residual = (target - (x @ w + b)) * 2 / 3  # the proximal step with λ = 2
+    expected = move_of(lambda w, b: x @ w + b[None], [w, b], residual, 0.3, samples)
+    for got, want in zip(moved, expected, strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-5)
+    loss = float(np.mean(0.5 * np.sum((target - (x @ w + b)) ** 2, -1)))
+    assert float(info.loss_values[0]) == pytest.approx(loss, rel=0.5)
+
+
+def test_several_products_of_a_sum_are_solved_together():
+    x, y, v, w, b = normal(0, 9, 3), normal(1, 9, 2), normal(2, 3, 4), normal(3, 4, 2), normal(4, 4)
+
+    def apply(v, w, b):
+        return x @ v + jnp.einsum("nk,mk->nm", y, w) - b[None]
+
+    def fit(params, x, y, target):
+        v, w, b = params
+        return pjax.losses.squared_error(x @ v + jnp.einsum("nk,mk->nm", y, w) - b[None], target)
+
+    target = normal(5, 9, 4)
+    moved, _ = sweep(fit, (v, w, b), x, y, target, strength=1.0, damping=0.1, trust=FAR)
+    residual = (target - np.asarray(apply(v, w, b))) / 2
+    for got, want in zip(moved, move_of(apply, [v, w, b], residual, 0.1, 9), strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_and_its_bias_are_least_squares(stride):
+    images, kernel, bias = normal(0, 2, 3, 6, 5), normal(1, 4, 3, 3, 2), normal(2, 4)
+    target = normal(3, *jax.eval_shape(lambda: _convolve(images, kernel, stride)).shape)
+
+    def apply(kernel, bias):
+        return _convolve(images, kernel, stride) + bias[None, :, None, None]
+
+    def fit(params, images):
+        out = _convolve(images, params[0], stride) + params[1][None, :, None, None]
+        return pjax.losses.squared_error(jnp.moveaxis(out, 1, -1), np.moveaxis(target, 1, -1))
+
+    moved, _ = sweep(fit, (kernel, bias), images, strength=1.0, damping=0.2, trust=FAR)
+    residual = np.moveaxis((target - np.asarray(apply(kernel, bias))) / 2, 1, -1)
+
+    def rows(kernel, bias):
+        return jnp.moveaxis(apply(kernel, bias), 1, -1)
+
+    expected = move_of(rows, [kernel, bias], residual, 0.2, residual.size // 4)
+    for got, want in zip(moved, expected, strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+def _convolve(images, kernel, stride):
+    return jax.lax.conv_general_dilated(images, kernel, (stride, stride), "SAME")
+
+
+def test_weights_of_the_metric_damp_and_harden():
+    x, w, v, target = normal(0, 8, 3), normal(1, 3, 2), normal(2, 3, 2), normal(3, 8, 2)
+
+    def fit(params, x):
+        return pjax.losses.squared_error(x @ params["w"] + x @ params["v"], target)
+
+    solver = pjax.Sweep(strength=1.0, damping=0.5, trust=FAR)
+    metric = pjax.Metric(outputs=3.0, paths={"params['w']": 4.0})
+    step = pjax.project(fit, solver=solver, metric=metric, acceleration=())
+    new, _ = step({"w": w, "v": v}, x)
+    residual = (target - x @ w - x @ v) / 4
+    # A weight of 4 is a unit of length of 2.
+    expected = move_of(lambda v, w: x @ v + x @ (w / 2), [v, 2 * w], residual, 0.5, 8)
+    np.testing.assert_allclose(new["v"] - v, expected[0], atol=2e-5)
+    np.testing.assert_allclose(new["w"] - w, expected[1] / 2, atol=2e-5)
+
+
+def test_the_trust_region_shortens_a_layer_as_a_whole():
+    x, w, b, target = normal(0, 8, 3), normal(1, 3, 2), normal(2, 2), 100 * normal(3, 8, 2)
+
+    def fit(params, x):
+        return pjax.losses.squared_error(x @ params[0] + params[1][None], target)
+
+    free, _ = sweep(fit, (w, b), x, trust=FAR)
+    short, _ = sweep(fit, (w, b), x, trust=1e-2)
+    both = np.concatenate([short[0].ravel(), short[1]])
+    size = max(np.sqrt(np.mean(w**2)), np.sqrt(2 / 4))  # three inputs, and the bias
+    assert np.sqrt(np.mean(both**2)) == pytest.approx(1e-2 * size, rel=1e-3)
+    np.testing.assert_allclose(short[0] * np.max(free[1] / short[1]), free[0], rtol=1e-3)
+
+
+def test_zero_weights_and_zero_inputs_move_and_stay():
+    target = normal(0, 5, 2)
+
+    def fit(params, x):
+        return pjax.losses.squared_error(jax.nn.relu(x @ params[0]) @ params[1], target)
+
+    moved, info = sweep(fit, (jnp.zeros((3, 4)), jnp.ones((4, 2))), jnp.zeros((5, 3)))
+    assert bool(info.finite) and not np.any(moved[0]) and not np.any(moved[1])
+    moved, info = sweep(fit, (normal(1, 3, 4), jnp.zeros((4, 2))), normal(2, 5, 3))
+    assert bool(info.finite) and not np.any(moved[0]) and np.any(moved[1])
+
+
+# With heavy damping a layer's move is along its cotangent, and near targets make those gradients.
+LIMIT = {"strength": 0.1, "damping": 300.0, "trust": FAR, "reach": 1e-3}
+DISCRETE = {"sign", "round", "ternary weights"}
+RECURRENT = {"GRUCell", "LSTMCell", "stacked layers"}
+QUICK = {"relu", "tanh", "mlp", "where", "shared weights", "CNN", "LayerNorm", "attention"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
+        for name in MODELS
+        if name not in DISCRETE | RECURRENT
+    ],
+)
+def test_the_limit_is_the_gradient(name):
+    model = MODELS[name]()
+
+    def fit(parameters, x, y):
+        return pjax.losses.cross_entropy(model.apply(parameters, x), y)
+
+    step = pjax.project(fit, solver=pjax.Sweep(**LIMIT), acceleration=())
+    new, info = step(model.parameters, model.x, LABELS)
+    slope = eqx.filter_grad(lambda p: fit(p, model.x, LABELS))(model.parameters)
+    assert bool(info.finite) and float(info.gap) == 0
+    arrays = (eqx.filter(tree, eqx.is_inexact_array) for tree in (model.parameters, new, slope))
+    for old, moved, gradient in zip(*map(jax.tree.leaves, arrays), strict=True):
+        if np.linalg.norm(gradient) > 1e-3:
+            step = np.asarray(old - moved, np.float64).ravel()
+            gradient = np.asarray(gradient, np.float64).ravel()
+            cosine = step @ gradient / np.linalg.norm(step) / np.linalg.norm(gradient)
+            assert cosine > 0.93, cosine
+
+
+def test_what_it_does_not_do():
+    def loop(w, x):
+        state, _ = jax.lax.scan(lambda h, x: (jnp.tanh(h @ w + x), None), jnp.zeros(3), x)
+        return pjax.losses.squared_error(state, jnp.ones(3))
+
+    with pytest.raises(TraceError, match="scan whose carry"):
+        sweep(loop, jnp.eye(3), normal(0, 4, 3))
+    for option in ({"copies": True}, {"tol": 0.1}):
+        with pytest.raises(InputError, match="a Sweep has no copies and no gap"):
+            pjax.project(loop, solver=pjax.Sweep(), **option)
+    for name in ("strength", "damping", "trust", "reach"):
+        with pytest.raises(InputError, match=f"Sweep: {name} must be a positive number, not 0"):
+            pjax.Sweep(**{name: 0})
+
+
+def test_a_failed_sweep_loses_nothing():
+    def fit(w, x, y):
+        return pjax.losses.squared_error(jnp.tanh(x @ w), y)
+
+    train = pjax.project(fit, solver=pjax.Sweep())
+    w, x = jnp.asarray(normal(0, 3, 2)), normal(1, 4, 3)
+    state = train.init(w)
+    w, state, _ = train.update(w, state, x, normal(2, 4, 2))
+    kept = jax.tree.map(np.array, state.memory)
+    with pytest.raises(pjax.NonFiniteError, match="data argument y") as caught:
+        train.update(w, state, x, jnp.full((4, 2), jnp.nan))
+    np.testing.assert_array_equal(caught.value.params, w)
+    jax.tree.map(np.testing.assert_array_equal, caught.value.state.memory, kept)
+    assert int(caught.value.state.updates) == 1
+
+
+def test_more_sweeps_than_one():
+    def fit(w, x, y):
+        return pjax.losses.squared_error(jnp.tanh(x @ w), y)
+
+    w, x, y = jnp.asarray(normal(0, 3, 2)), normal(1, 6, 3), normal(2, 6, 2)
+    once = pjax.project(fit, solver=pjax.Sweep(), acceleration=())
+    thrice = pjax.project(fit, solver=pjax.Sweep(), acceleration=(), steps=3)
+    found, info = thrice(w, x, y)
+    for _ in range(3):
+        w, _ = once(w, x, y)
+    np.testing.assert_allclose(found, w, atol=1e-6)
+    assert info.history.shape == (3,) and int(info.steps) == 3
