@@ -14,7 +14,7 @@ import numpy as np
 
 from pjax_trace import _compat
 from pjax_trace.calls import constrain_p, function_p, loss_p
-from pjax_trace.control import carries_p
+from pjax_trace.control import Loop, carries_p, loop_p
 from pjax_trace.errors import MissingRuleError, TraceError
 from pjax_trace.graph import ConsensusGraph, Constraint, Objective, Operand, Variable, View, colour
 from pjax_trace.registry import Rule, rule_for
@@ -22,18 +22,34 @@ from pjax_trace.rewrite import absorb_producers
 from pjax_trace.rules.sums import identity
 from pjax_trace.trace import Equation, Program, Value, needed_equations
 
-__all__ = ["OUTPUTS", "build_graph"]
+__all__ = ["OUTPUTS", "LoopRule", "build_graph"]
 
 OUTPUTS = (loss_p, constrain_p)
 
 
-def build_graph(program: Program, *, strict: bool = True) -> ConsensusGraph:
-    """The coloured consensus graph of a program.
+class LoopRule(Rule):
+    """A scan that is kept as one operation. Sweeps know what to do with it, solvers do not.
+
+    Args:
+        loop: the scan.
+        body: the graph of one step.
+        slots: the values that hold what every step reads as its carry.
+    """
+
+    family = "loop"
+
+    def __init__(self, loop: Loop, body: ConsensusGraph, slots: Sequence[Value]):
+        self.loop, self.body, self.slots = loop, body, slots
+
+
+def build_graph(program: Program, *, strict: bool = True, coloured: bool = True) -> ConsensusGraph:
+    """The consensus graph of a program.
 
     Args:
         program: the program.
         strict: whether to raise what is wrong; otherwise it is in the graph's ``problems``, and
             what cannot be projected onto is left out, its outputs being free variables.
+        coloured: whether to colour it, which may take identities; a sweep has no use for them.
 
     Raises:
         MissingRuleError: for primitives without a rule, all at once.
@@ -54,6 +70,8 @@ def build_graph(program: Program, *, strict: bool = True) -> ConsensusGraph:
         problems=tuple(builder.problems),
     )
     graph = absorb_producers(graph)
+    if not coloured:
+        return graph
     fresh = itertools.count(1 + max((v.index for v in builder.views), default=0))
 
     def identity_of(variable: Variable, name: str) -> Constraint:
@@ -104,6 +122,9 @@ class _Builder:
                     self.carries.append(Variable("carry", value, False))
                     self.views[value] = View((self.carries[-1],), (), value)
             return
+        if equation.primitive is loop_p:
+            self.keep_loop(equation)
+            return
         if equation.primitive in (loss_p, constrain_p, function_p):
             self.visit_call(equation, variable)
             return
@@ -116,6 +137,20 @@ class _Builder:
             shapes = tuple(v.shape for v in equation.inputs)
             specialised, params = rule.specialise(equation.params, shapes, variable)
             self.constrain(equation, specialised, params, equation.primitive.name)
+
+    def keep_loop(self, equation: Equation) -> None:
+        """A scan as one constraint for each of its outputs, which are projected onto together."""
+        loop = equation.params["loop"]
+        body = build_graph(loop.program, coloured=False)
+        results = [v.variable for v in equation.outputs]
+        outputs = [i for i, flag in enumerate(results) if flag]
+        slots = len(equation.outputs) - loop.scan.carries
+        rule = LoopRule(loop, body, equation.outputs[slots:])
+        number = self.names.get("scan", 0)
+        for i in outputs:
+            if i < slots:
+                params = {"number": number, "output": i}
+                self.constrain(equation, rule, params, "scan", result=equation.outputs[i])
 
     def visit_call(self, equation: Equation, variable: Sequence[bool]) -> None:
         rule = equation.params["rule"]
@@ -213,6 +248,7 @@ class _Builder:
         name: str,
         extra: tuple[Value, ...] = (),
         produces: bool = True,
+        result: Value | None = None,
     ) -> None:
         number = self.names.get(name, 0)
         self.names[name] = number + 1
@@ -220,7 +256,7 @@ class _Builder:
         operands = (*(self.operand(v) for v in equation.inputs), *extra)
         out = None
         if produces:
-            (value,) = equation.outputs
+            value = equation.outputs[0] if result is None else result
             out = Variable(name, value, False)
             self.views[value] = View((out,), (), value)
         constraint = Constraint(

@@ -2,9 +2,11 @@
 
 A scan's body is mapped over the time axis, so that one equation stands for all steps and all are
 projected at once. Its carry is fed back: what step t reads is what step t − 1 wrote, a view of the
-carry's initial value and of the values that the body writes.
+carry's initial value and of the values that the body writes. A sweep goes back step by step
+instead, and has a scan kept as one operation, with a program of its own.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +20,9 @@ from pjax_trace.calls import call, function_p
 from pjax_trace.errors import TraceError
 
 if TYPE_CHECKING:
-    from pjax_trace.trace import Value, _Tracer
+    from pjax_trace.trace import Program, Value, _Tracer
 
-__all__ = ["carries_p", "inline_branches", "lift_scan"]
+__all__ = ["Loop", "carries_p", "inline_branches", "keep_scan", "lift_scan", "loop_p"]
 
 Walk = Callable[..., list["Value"]]
 
@@ -46,6 +48,84 @@ carries_p = _compat.new_primitive("scan_carries", implementation=_carries, batch
 
 def _parts(operands: Sequence[Any], consts: int, carries: int) -> tuple[Sequence[Any], ...]:
     return operands[:consts], operands[consts : consts + carries], operands[consts + carries :]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loop:
+    """A scan as one operation, its body a program of its own.
+
+    Attributes:
+        scan: what the equation says.
+        program: of one step; its variables and data are those of the body's inputs.
+        variable: which inputs of the body are variables; a carry is one if any step makes it one.
+    """
+
+    scan: _compat.Scan
+    program: "Program"
+    variable: tuple[bool, ...]
+
+
+def _looped(*operands: Any, loop: Loop) -> list[Any]:
+    """The outputs of a scan, then what every step reads as its carry."""
+    scan = loop.scan
+    fixed, start, inputs = _parts(operands, scan.consts, scan.carries)
+
+    def step(carry: Any, x: Any) -> Any:
+        results = _compat.run_jaxpr(scan.body, *fixed, *carry, *x)
+        return results[: scan.carries], (results[scan.carries :], carry)
+
+    carry, (outputs, slots) = lax.scan(
+        step, list(start), list(inputs), length=scan.length, reverse=scan.reverse
+    )
+    return [*carry, *outputs, *slots]
+
+
+loop_p = _compat.new_primitive("loop", implementation=_looped, batch=_unmapped)
+
+
+def keep_scan(
+    tracer: "_Tracer",
+    eqn: Any,
+    operands: Sequence["Value"],
+    trace: Callable[..., "Program"],
+    scope: str,
+    source: str,
+) -> list["Value"]:
+    """The outputs of a scan over variables as one `Loop`.
+
+    Args:
+        tracer: to which the equation is added.
+        eqn: the scan.
+        operands: of the scan.
+        trace: ``trace(function, parameters, data)``, the program of a function of two lists.
+        scope: of the equation.
+        source: of the equation.
+    """
+    scan = _compat.scan_parts(eqn)
+    avals = [var.aval for var in scan.body.jaxpr.invars]
+    variable = [v.variable for v in operands]
+    while True:
+        moving = list(variable)
+
+        def body(parameters: Sequence[Any], data: Sequence[Any], moving: Any = moving) -> Any:
+            own, other = iter(parameters), iter(data)
+            return _compat.run_jaxpr(scan.body, *(next(own if m else other) for m in moving))
+
+        program = trace(
+            body,
+            [a for a, m in zip(avals, moving, strict=True) if m],
+            [a for a, m in zip(avals, moving, strict=True) if not m],
+        )
+        written = [v.variable for v in program.outputs]
+        for i in range(scan.carries):
+            variable[scan.consts + i] = variable[scan.consts + i] or written[i]
+        if variable == moving:
+            break
+    slots = variable[scan.consts : scan.consts + scan.carries]
+    flags = [*slots, *written[scan.carries :], *slots]
+    loop = Loop(scan, program, tuple(variable))
+    results = tracer.emit(loop_p, {"loop": loop}, operands, flags, scope=scope, source=source)
+    return results[: len(written)]
 
 
 def lift_scan(

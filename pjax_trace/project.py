@@ -331,6 +331,7 @@ class Projected:
     def _graph(
         self, signature: _Signature, parameters: Sequence[Any], data: Sequence[Any]
     ) -> ConsensusGraph:
+        parallel = not isinstance(self._solver, Sweep)
         program = trace_program(
             self._flat(signature),
             parameters,
@@ -339,8 +340,9 @@ class Projected:
             source=getattr(self._fn, "__name__", "the function"),
             roots=OUTPUTS,
             objectives=(loss_p,),
+            lift=parallel,
         )
-        graph = build_graph(program)
+        graph = build_graph(program, coloured=parallel)
         if not any(c.out is None for c in graph.constraints):
             raise TraceError(
                 f"{getattr(self._fn, '__name__', 'the function')} has no output constraint, so "

@@ -19,7 +19,10 @@ from pjax_trace import _compat
 from pjax_trace.errors import InputError
 
 __all__ = [
+    "HEAVY",
+    "Block",
     "Case",
+    "Columns",
     "CustomRule",
     "Entry",
     "Expansion",
@@ -30,18 +33,24 @@ __all__ = [
     "Range",
     "Refusal",
     "Rule",
+    "Single",
     "ViewRule",
     "Weights",
     "entries",
     "function_entries",
     "paired",
     "projection_of",
-    "register_paired",
     "register_function",
+    "register_paired",
     "register_rule",
     "rule_for",
     "squared_distance",
 ]
+
+
+# What operands weigh beside an output of weight 1 when a sweep hands over what is asked of it. A
+# light operand would hand over nearly twice the slope of a saturating curve.
+HEAVY = 10.0
 
 
 class Weights(NamedTuple):
@@ -260,18 +269,17 @@ class Rule:
 
         ``operands`` and ``out`` are a point of the graph, ``residual`` a direction for ``out``.
         By default a projection of ``(operands, out + g residual)``, with g such that the target is
-        nearer than the size of the output by the factor ``reach``, and operands that weigh ten
+        nearer than the size of the output by the factor ``reach``, and operands that weigh `HEAVY`
         times what the output does. What they move by is scaled back, so that it tends to the
         adjoint as ``reach`` tends to 0 where the rule is smooth.
         """
-        heavy = 10.0
         size, asked = (jnp.sqrt(jnp.mean(jnp.square(x))) for x in (out, residual))
         tiny = jnp.finfo(out.dtype).tiny
         scale = reach * jnp.where(size > 0, size, 1.0) / jnp.maximum(asked, tiny)
-        weights = Weights(tuple(heavy if v else None for v in variable), jnp.ones_like(out))
+        weights = Weights(tuple(HEAVY if v else None for v in variable), jnp.ones_like(out))
         answer = self.project(params, operands, out + scale * residual, weights)
         return tuple(
-            None if m is None else (heavy + 1) / scale * (m.first / m.mass - x)
+            None if m is None else (HEAVY + 1) / scale * (m.first / m.mass - x)
             for m, x in zip(answer.moments, operands, strict=True)
         )
 

@@ -54,9 +54,14 @@ def _named_alike(graph: ConsensusGraph) -> ConsensusGraph:
 
 
 def _merge(graph: ConsensusGraph, c: Constraint) -> tuple[Constraint, Constraint] | None:
+    # Without output constraints, what the function returns is what it is for.
+    results = () if any(c.out is None for c in graph.constraints) else graph.outputs
+    returned = {base for view in results if view is not None for base in view.bases}
     for position, view in c.reads:
         producer = graph.producers.get(view.bases[0])
         if producer is None or not view.permutation or len(graph.readers[view.bases[0]]) > 1:
+            continue
+        if view.bases[0] in returned:
             continue
         others = {b for i, v in c.reads if i != position for b in v.bases}
         inner = {b for _, v in producer.reads for b in v.bases}

@@ -8,7 +8,7 @@ each layer; there is no product space in which all of it is one projection.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pjax_trace.errors import TraceError, check_positive
+from pjax_trace.build import LoopRule
+from pjax_trace.errors import check_positive
 from pjax_trace.graph import ConsensusGraph, Constraint, Variable, View
 from pjax_trace.registry import Block, Weights
 from pjax_trace.trace import Value
@@ -74,51 +75,138 @@ class Sweep(eqx.Module):
         parameters. What nothing asks to move is left out.
 
         Args:
-            graph: of the function.
+            graph: of the function, its scans kept.
             data: all values of the forward pass, and the scales of losses.
             values: of all variables, from the same pass.
             metric: the weights of variables. Those of parameters multiply ω, those of what losses
                 read divide their λ; in between, a sweep has a metric of its own.
         """
-        if graph.program.feedback:
-            raise TraceError(
-                "Sweep does not go through a scan whose carry depends on parameters; use another "
-                "solver, such as pjax_trace.AlternatingProjections"
-            )
         point = _Point(graph, data, values)
-        residuals: dict[Variable, Array] = {}
-        moves: dict[Variable, Array] = {}
-        distances: dict[Constraint, Array] = {}
-
-        def ask(view: View, residual: Array) -> None:
-            for base, part in zip(view.bases, point.pull(view, residual), strict=True):
-                residuals[base] = residuals[base] + part if base in residuals else part
-
+        numbers = {v: _numbers(v.shape) for v in graph.parameters}
         rows = max(_rows(c) for c in graph.constraints if c.out is None)
-        for c in reversed(graph.constraints):
-            operands = point.operands(c)
+        distances: dict[Constraint, Array] = {}
+        residuals: dict[Variable, Array] = {}
+        for c in graph.constraints:
             if c.out is None:
-                answers = self._output(c, operands, metric)
-                distances[c] = _squares(answer for answer in answers if answer is not None)
-            elif c.out in residuals:
-                answers = c.rule.hand_over(
-                    c.params, operands, values[c.out], residuals[c.out], c.variable, self.reach
-                )
-            else:
-                continue  # nothing was asked of it
-            own = {i: view for i, view in c.reads if all(base.parameter for base in view.bases)}
+                answers = self._output(c, point.operands(c), metric)
+                asked = [answer for answer in answers if answer is not None]
+                distances[c] = _squares(asked)
+                for (_, view), answer in zip(c.reads, asked, strict=True):
+                    point.ask(residuals, view, answer)
+        moves: dict[Variable, Array] = {}
+        for layer in self._layers(point, residuals, numbers):
+            steps = self._solve(layer, values, metric, rows)
+            distances.setdefault(layer.constraint, _squares(step for _, step in steps))
+            for variable, step in steps:
+                moves[variable] = moves[variable] + step if variable in moves else step
+        return moves, distances
+
+    def _layers(
+        self,
+        point: "_Point",
+        residuals: dict[Variable, Array],
+        numbers: Mapping[Variable, Any],
+    ) -> list["_Layer"]:
+        """Go back through a graph; what is asked of its parameters.
+
+        Args:
+            point: the graph and its forward pass.
+            residuals: what is asked of variables; more is added on the way.
+            numbers: the parameters, each with what to call its elements, or None.
+        """
+        layers: list[_Layer] = []
+        constraints = point.graph.constraints
+        for c in reversed(constraints):
+            if isinstance(c.rule, LoopRule):
+                together = [other for other in constraints if other.rule is c.rule]
+                if c is together[0] and any(other.out in residuals for other in together):
+                    layers += self._loop(together, c.rule, point, residuals, numbers)
+                continue
+            if c.out is None or c.out not in residuals:
+                continue
+            operands, residual = point.operands(c), residuals[c.out]
+            answers = c.rule.hand_over(
+                c.params, operands, point.values[c.out], residual, c.variable, self.reach
+            )
+            own = point.own(c, numbers)
             for i, view in c.reads:
                 if i not in own:
-                    ask(view, answers[i])
+                    point.ask(residuals, view, answers[i])
             if own:
-                names = {i: point.names(view) for i, view in own.items()}
-                asked = answers[0] if c.out is None else residuals[c.out]
-                block = c.rule.block(c.params, operands, asked, answers, names)
-                steps = self._solve(block, own, operands, point, metric, rows)
-                distances.setdefault(c, _squares(move for _, move in steps))
-                for variable, move in steps:
-                    moves[variable] = moves[variable] + move if variable in moves else move
-        return moves, distances
+                names = {i: point.names(view, numbers) for i, view in own.items()}
+                block = c.rule.block(c.params, operands, residual, answers, names)
+                layers.append(_layer(point, c, block, operands, own))
+        # What is asked of parameters directly, by losses say, and not through a constraint.
+        asked = [v for v in numbers if v in residuals]
+        if asked:
+            ones = {v: jnp.ones_like(residuals[v]) for v in asked}
+            elements = tuple(_Element(residuals[v], ones[v], ones[v], v, 1) for v in asked)
+            layers.append(_Layer(None, (), elements, 1.0, constraints[0]))
+        return layers
+
+    def _loop(
+        self,
+        constraints: Sequence[Constraint],
+        rule: LoopRule,
+        point: "_Point",
+        residuals: dict[Variable, Array],
+        numbers: Mapping[Variable, Any],
+    ) -> list["_Layer"]:
+        """Go back through a scan step by step; its parameters are asked by all steps at once."""
+        scan, body, variable = rule.loop.scan, rule.body, rule.loop.variable
+        operands, views = point.operands(constraints[0]), constraints[0].operands
+        first, last = scan.consts, scan.consts + scan.carries
+        inputs = dict(zip(np.flatnonzero(variable).tolist(), body.parameters, strict=True))
+        own = point.own(constraints[0], numbers)
+        inner = {
+            v: point.names(views[i], numbers) if i < first else None
+            for i, v in inputs.items()
+            if i in own and not first <= i < last
+        }
+        asked = {c.params["output"]: residuals[c.out] for c in constraints if c.out in residuals}
+        carries = [i for i in range(first, last) if variable[i]]
+        others = [i for i in inputs if i not in carries and inputs[i] not in inner]
+        slots = [point.data[v] for v in rule.slots]
+
+        def step(carried: Any, now: Any) -> Any:
+            slots, xs, later = now
+            known = [*operands[:first], *slots, *xs]
+            env = body.program.evaluate(
+                [x for x, v in zip(known, variable, strict=True) if v],
+                [x for x, v in zip(known, variable, strict=True) if not v],
+            )
+            here = _Point(body, env, {v: env[(v.repeats or v).value] for v in body.variables})
+            within: dict[Variable, Array] = {}
+            for i, view in enumerate(body.outputs):
+                residual = carried.get(i + first) if i < scan.carries else later.get(i)
+                if view is not None and residual is not None:
+                    here.ask(within, view, residual)
+            layers = self._layers(here, within, inner)
+            zeros = {i: jnp.zeros_like(known[i]) for i in (*carries, *others)}
+            found = {i: within.get(inputs[i], zero) for i, zero in zeros.items()}
+            return {i: found[i] for i in carries}, (layers, {i: found[i] for i in others})
+
+        start = {i: asked.get(i - first, jnp.zeros_like(operands[i])) for i in carries}
+        later = {i: residual for i, residual in asked.items() if i >= scan.carries}
+        carried, (layers, found) = jax.lax.scan(
+            step, start, (slots, operands[last:], later), reverse=not scan.reverse
+        )
+        outside = []
+        for i, residual in {**carried, **found}.items():
+            view = views[i]
+            if not isinstance(view, View):
+                continue
+            total = jnp.sum(residual, 0) if i < first else residual
+            if i in own:
+                ones = jnp.ones_like(total)
+                outside += _elements(point, view, (total, ones, ones), 1)
+            else:
+                point.ask(residuals, view, total)
+        places = {v: i for i, v in inputs.items()}
+        merged = [_over_time(point, layer, views, places, first) for layer in layers]
+        if outside:
+            merged.append(_Layer(None, (), tuple(outside), 1.0, constraints[0]))
+        return merged
 
     def _output(
         self, c: Constraint, operands: Sequence[Array], metric: Mapping[Variable, float]
@@ -136,49 +224,72 @@ class Sweep(eqx.Module):
 
     def _solve(
         self,
-        block: Block,
-        own: Mapping[int, View],
-        operands: Sequence[Array],
-        point: "_Point",
+        layer: "_Layer",
+        values: Mapping[Variable, Array],
         metric: Mapping[Variable, float],
         rows: int,
     ) -> list[tuple[Variable, Array]]:
         """The parameters of one constraint, projected."""
         moves: list[tuple[Variable, Array]] = []
-        weights = {i: max(metric[base] for base in view.bases) for i, view in own.items()}
-        if block.target is not None:
-            roots = [math.sqrt(weights[k.position]) for k in block.columns]
-            scaled = [k.matrix / root for k, root in zip(block.columns, roots, strict=True)]
+        if layer.target is not None:
+            roots = [math.sqrt(max(metric[base] for base in part.bases)) for part in layer.parts]
+            scaled = [part.matrix / root for part, root in zip(layer.parts, roots, strict=True)]
             matrix = jnp.concatenate(scaled, 1)
-            unknown = _least_squares(matrix, matrix.shape[0] / rows * block.target, self.damping)
-            parts = jnp.split(unknown, np.cumsum([x.shape[1] for x in scaled])[:-1])
-            parts = [part / root for part, root in zip(parts, roots, strict=True)]
-            sized = [operands[k.position] for k in block.columns if not k.constant]
-            factor = self._trusted(sized, matrix.shape[1], parts, block.pace)
-            for k, part in zip(block.columns, parts, strict=True):
-                moves += point.moves(own[k.position], k.restore(factor * part))
-        for single in block.singles:
-            view, weight = own[single.position], weights[single.position]
-            gradient, square, readers = (
-                dict(zip(view.bases, point.pull(view, x), strict=True))
-                for x in (single.gradient, single.square, single.readers)
-            )
-            for base in view.bases:
-                count = jnp.maximum(jnp.mean(readers[base]), 1)
-                ridge = weight * self.damping * jnp.mean(square[base]) / count
-                total = square[base] + ridge
-                step = count / rows * gradient[base] / jnp.where(total > 0, total, 1)
-                factor = self._trusted([point.values[base]], single.fan, [step], block.pace)
-                moves.append((base, factor * step))
+            unknown = _least_squares(matrix, matrix.shape[0] / rows * layer.target, self.damping)
+            steps = jnp.split(unknown, np.cumsum([x.shape[1] for x in scaled])[:-1])
+            steps = [step / root for step, root in zip(steps, roots, strict=True)]
+            count = max(1, sum(part.count for part in layer.parts))
+            size = jnp.sqrt(sum((part.squares for part in layer.parts), jnp.zeros(())) / count)
+            factor = self._trusted(size, matrix.shape[1], steps, layer.pace)
+            for part, step in zip(layer.parts, steps, strict=True):
+                moves += part.place(factor * step)
+        for e in layer.elements:
+            readers = jnp.maximum(jnp.mean(e.readers), 1)
+            ridge = metric[e.variable] * self.damping * jnp.mean(e.square) / readers
+            total = e.square + ridge
+            step = readers / rows * e.gradient / jnp.where(total > 0, total, 1)
+            factor = self._trusted(_rms([values[e.variable]]), e.fan, [step], layer.pace)
+            moves.append((e.variable, factor * step))
         return moves
 
-    def _trusted(
-        self, sized: Sequence[Array], fan: int, steps: Sequence[Array], pace: float
-    ) -> Array:
+    def _trusted(self, size: Array, fan: int, steps: Sequence[Array], pace: float) -> Array:
         """By what to shorten steps."""
-        floor = math.sqrt(2 / max(1, fan))
-        limit = self.trust * pace * jnp.maximum(_rms(sized), floor)
+        limit = self.trust * pace * jnp.maximum(size, math.sqrt(2 / max(1, fan)))
         return jnp.minimum(1.0, limit / jnp.maximum(_rms(steps), jnp.finfo(limit.dtype).tiny))
+
+
+class _Part(eqx.Module):
+    """Columns that a layer's equations have for a parameter.
+
+    ``squares`` and ``count`` say how large it is; ``place`` takes a step of the columns to those
+    of the variables that it is made of, ``bases``.
+    """
+
+    matrix: Float[Array, "rows columns"]
+    squares: Float[Array, ""]
+    count: int = eqx.field(static=True)
+    place: Callable[[Array], list[tuple[Variable, Array]]] = eqx.field(static=True)
+    bases: tuple[Variable, ...] = eqx.field(static=True)
+
+
+class _Element(eqx.Module):
+    """A parameter that is solved for element by element; see `pjax_trace.registry.Single`."""
+
+    gradient: Array
+    square: Array
+    readers: Array
+    variable: Variable = eqx.field(static=True)
+    fan: int = eqx.field(static=True)
+
+
+class _Layer(eqx.Module):
+    """What a constraint asks of parameters; see `pjax_trace.registry.Block`."""
+
+    target: Float[Array, "rows features"] | None
+    parts: tuple[_Part, ...]
+    elements: tuple[_Element, ...]
+    pace: float = eqx.field(static=True)
+    constraint: Constraint = eqx.field(static=True)
 
 
 class _Point(NamedTuple):
@@ -197,21 +308,103 @@ class _Point(NamedTuple):
             for o in c.operands
         ]
 
-    def pull(self, view: View, residual: Array) -> tuple[Array, ...]:
+    def own(self, c: Constraint, numbers: Mapping[Variable, Any]) -> dict[int, View]:
+        """The operands that are made of parameters alone."""
+        return {i: view for i, view in c.reads if numbers.keys() >= set(view.bases)}
+
+    def pull(self, view: View, residual: Array) -> list[tuple[Variable, Array]]:
         """Back through a view to its bases."""
-        return (residual,) if view.identity else view.pull(self.data, residual.astype(view.dtype))
+        if view.identity:
+            return [(view.bases[0], residual)]
+        parts = view.pull(self.data, residual.astype(view.dtype))
+        return list(zip(view.bases, parts, strict=True))
 
-    def moves(self, view: View, step: Array) -> list[tuple[Variable, Array]]:
-        """An operand's step as one of its bases."""
-        return list(zip(view.bases, self.pull(view, step), strict=True))
+    def ask(self, residuals: dict[Variable, Array], view: View, residual: Array) -> None:
+        """Ask what a view reads to move; what several readers ask for is added up."""
+        for base, part in self.pull(view, residual):
+            residuals[base] = residuals[base] + part if base in residuals else part
 
-    def names(self, view: View) -> Any:
-        """The names of the parameter's elements that a view reads, if it only moves them."""
+    def names(self, view: Any, numbers: Mapping[Variable, Any]) -> Any:
+        """The numbers of the elements that a view reads of a parameter, if it only moves them."""
         base = view.bases[0]
         if len(view.bases) > 1 or any(rule.scales for rule in view.rules):
             return None
-        numbers = np.arange(1, 1 + math.prod(base.shape), dtype=np.int32).reshape(base.shape)
-        return view.elements(self.graph.program.known, {base: numbers})
+        if numbers[base] is None:
+            return None
+        return view.elements(self.graph.program.known, {base: numbers[base]})
+
+
+def _layer(
+    point: _Point, c: Constraint, block: Block, operands: Sequence[Array], own: dict[int, View]
+) -> _Layer:
+    """What a rule says of operands, as of variables."""
+    # A view that only moves elements needs no more than what is known while tracing.
+    known = _Point(point.graph, point.graph.program.known, {})
+    parts = []
+    for k in block.columns:
+        operand, view = operands[k.position], own[k.position]
+
+        def place(step: Array, view: View = view, restore: Any = k.restore) -> Any:
+            return known.pull(view, restore(step))
+
+        zero = jnp.zeros((), operand.dtype)
+        squares = zero if k.constant else _squares([operand])
+        size = 0 if k.constant else operand.size
+        parts.append(_Part(k.matrix, squares, size, place, view.bases))
+    elements: list[_Element] = []
+    for single in block.singles:
+        said = single.gradient, single.square, single.readers
+        elements += _elements(point, own[single.position], said, single.fan)
+    return _Layer(block.target, tuple(parts), tuple(elements), block.pace, c)
+
+
+def _elements(point: _Point, view: View, said: Sequence[Array], fan: int) -> list[_Element]:
+    """What is said of an operand, of the parameters that it is made of."""
+    pulled = (point.pull(view, x) for x in said)
+    return [
+        _Element(gradient, square, readers, base, fan)
+        for (base, gradient), (_, square), (_, readers) in zip(*pulled, strict=True)
+    ]
+
+
+def _over_time(
+    point: _Point, layer: _Layer, views: Sequence[Any], places: Mapping[Variable, int], fixed: int
+) -> _Layer:
+    """A layer of the body of a scan as one of all its steps, and of the parameters outside.
+
+    Args:
+        point: outside.
+        layer: its arrays have the time as their first axis.
+        views: the operands of the scan.
+        places: which of them a variable of the body is.
+        fixed: as many of them are the same in every step.
+    """
+    known = _Point(point.graph, point.graph.program.known, {})
+    parts = []
+    for part in layer.parts:
+
+        def place(step: Array, inner: Any = part.place) -> Any:
+            moves = inner(step)
+            return [move for v, x in moves for move in known.pull(views[places[v]], x)]
+
+        bases = tuple(base for v in part.bases for base in views[places[v]].bases)
+        parts.append(_Part(_rows_of_all(part.matrix), part.squares[0], part.count, place, bases))
+    elements: list[_Element] = []
+    for e in layer.elements:
+        i = places[e.variable]
+        said = [jnp.sum(x, 0) if i < fixed else x for x in (e.gradient, e.square, e.readers)]
+        elements += _elements(point, views[i], said, e.fan)
+    target = None if layer.target is None else _rows_of_all(layer.target)
+    return _Layer(target, tuple(parts), tuple(elements), 2 * layer.pace, layer.constraint)
+
+
+def _rows_of_all(x: Float[Array, "time rows more"]) -> Float[Array, "time*rows more"]:
+    return x.reshape((-1, x.shape[-1]))
+
+
+def _numbers(shape: tuple[int, ...]) -> np.ndarray:
+    """1, 2, 3, … in a shape."""
+    return np.arange(1, 1 + math.prod(shape), dtype=np.int32).reshape(shape)
 
 
 def _rows(c: Constraint) -> int:

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pjax_trace import _compat
-from pjax_trace.control import inline_branches, lift_scan
+from pjax_trace.calls import constrain_p, loss_p
+from pjax_trace.control import inline_branches, keep_scan, lift_scan
 from pjax_trace.errors import MissingRuleError, TraceError
 from pjax_trace.match import claim_functions
 from pjax_trace.narrow import narrow_sums
@@ -119,7 +120,8 @@ def _is_integer(dtype: Any) -> bool:
 class _Tracer:
     """Walks a jaxpr once, inlining calls and numbering what it meets."""
 
-    def __init__(self) -> None:
+    def __init__(self, lift: bool = True) -> None:
+        self.lift = lift
         self.count = 0
         self.equations: list[Equation] = []
         self.constants: dict[Value, Any] = {}
@@ -208,8 +210,10 @@ class _Tracer:
                 f"{source}; make it real first (jnp.where(condition, 1.0, 0.0), or real and "
                 "imaginary part), or compute it inside"
             )
-        if kind == "scan":
+        if kind == "scan" and self.lift:
             return lift_scan(self, eqn, operands, walk)
+        if kind == "scan":
+            return keep_scan(self, eqn, operands, _trace_body, scope, source)
         if kind == "cond" and not (operands[0].variable or operands[0].frozen):
             return inline_branches(eqn, operands, walk_jaxpr, walk)
         call = _compat.call_body(eqn)
@@ -355,9 +359,10 @@ def trace_program(
     *,
     names: Sequence[str],
     source: str = "",
-    roots: Collection[Any] = (),
+    roots: Collection[Any] | None = (),
     objectives: Collection[Any] = (),
     claim: bool = True,
+    lift: bool = True,
 ) -> Program:
     """Trace ``function(parameters, data)``, both flat lists of arrays, into a program.
 
@@ -368,10 +373,11 @@ def trace_program(
         names: what to call the inputs, parameters first.
         source: what to say of equations that are not on a line of the user's.
         roots: the primitives of output constraints. What none of them needs is dead code. Without
-            roots, everything that the function returns is kept.
+            roots, everything that the function returns is kept; None keeps all there is.
         objectives: those of the roots whose outputs are losses; what the function makes of a loss
             on the way to its own outputs is kept too.
         claim: whether rules may claim whole functions.
+        lift: whether scans are lifted over time, or each is kept as one operation.
 
     Raises:
         TraceError: if a loop or branch of Python depends on a variable.
@@ -390,7 +396,7 @@ def trace_program(
             "argument. JAX says: " + str(error).split("\n", maxsplit=1)[0]
         ) from error
     jaxpr = closed.jaxpr
-    tracer = _Tracer()
+    tracer = _Tracer(lift)
     inputs = [
         tracer.value(var.aval, position < len(parameters), name)
         for position, (var, name) in enumerate(zip(jaxpr.invars, names, strict=True))
@@ -403,10 +409,29 @@ def trace_program(
         tuple(inputs[: len(parameters)]),
         tuple(inputs[len(parameters) :]),
         tracer.constants,
-        _live(tracer, outputs, roots, objectives),
+        tuple(tracer.equations) if roots is None else _live(tracer, outputs, roots, objectives),
         tuple(outputs),
         tracer.feedback,
     )
+
+
+def _trace_body(
+    function: Callable[..., Any], parameters: Sequence[Any], data: Sequence[Any]
+) -> Program:
+    """The program of a step of a scan."""
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (*parameters, *data)]
+    names = [f"input {i}" for i in range(len(shapes))]
+    count = len(parameters)
+    program = trace_program(
+        function, shapes[:count], shapes[count:], names=names, roots=None, lift=False
+    )
+    for e in program.equations:
+        if e.primitive in (loss_p, constrain_p):
+            raise TraceError(
+                f"a loss or a set in the body of a scan, at {e.source}: a sweep goes back from "
+                "outputs of the whole function; return from the scan what it is about"
+            )
+    return program
 
 
 def _live(

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from pjax_trace.registry import (
+    HEAVY,
     Case,
     Projection,
     Refusal,
@@ -90,6 +91,20 @@ class CurveRule(Elementwise):
             function if callable(function) else evaluate(function),  # pyright: ignore
             lambda x, z, wx, wz: curves.nearest_on_curve(curve, x, z, wx, wz),
         )
+        self._curve = curve
+
+    def hand_over(
+        self,
+        params: dict[str, Any],
+        operands: Sequence[Array],
+        out: Array,
+        residual: Array,
+        variable: Sequence[bool],
+        reach: float,
+    ) -> tuple[Any, ...]:
+        """That of the tangent, from which so near a target cannot tell the curve."""
+        slope = self._curve.tangent(operands[0])
+        return ((HEAVY + 1) * slope / (HEAVY + jnp.square(slope)) * residual,)
 
 
 class IntegerPower(Elementwise):
