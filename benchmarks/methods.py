@@ -1,10 +1,12 @@
 """The two ways to train a model on a batch, behind one interface: projections and Adam."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Shaped
@@ -12,6 +14,7 @@ from jaxtyping import Array, Float, Int, Shaped
 import pjax_trace as pjax
 
 __all__ = [
+    "AVERAGING",
     "COPY_FREE",
     "SOLVERS",
     "Method",
@@ -33,8 +36,10 @@ SOLVERS: dict[str, Callable[[], Any]] = {
     "dm": pjax.DifferenceMap,
     "cp": pjax.CyclicProjections,
     "cdr": pjax.CyclicDouglasRachford,
+    "sweep": pjax.Sweep,
 }
-COPY_FREE = ("ap", "ap-momentum")
+COPY_FREE = ("ap", "ap-momentum", "sweep")
+AVERAGING = 0.98
 
 
 class Setting(NamedTuple):
@@ -51,6 +56,8 @@ def setting(name: str, model: str) -> Setting:
 
     Those of ``mlp`` were tuned on digits and MNIST; the others are the best of a handful tried.
     """
+    if name == "sweep":
+        return Setting(lam=1.0, parameters=1.0, hidden=1.0, outputs=1.0)
     if name not in COPY_FREE:
         return Setting(lam=3.0, parameters=10.0, hidden=0.1, outputs=1.0)
     return {
@@ -69,11 +76,15 @@ class Progress(NamedTuple):
 
 
 class Method(NamedTuple):
-    """``state = init(model)``, then ``model, state, progress = update(model, state, x, y)``."""
+    """``state = init(model)``, then ``model, state, progress = update(model, state, x, y)``.
+
+    ``averaged(model, state)`` is the model with averaged parameters, if the method keeps them.
+    """
 
     name: str
     init: Callable[[Any], Any]
     update: Callable[[Any, Any, np.ndarray, np.ndarray], tuple[Any, Any, Progress]]
+    averaged: Callable[[Any, Any], Any] | None = None
 
 
 def project(name: str, setting: Setting, *, steps: int, copies: bool | None = None) -> Any:
@@ -90,28 +101,39 @@ def project(name: str, setting: Setting, *, steps: int, copies: bool | None = No
 
 def projections(name: str, setting: Setting, *, steps: int) -> Method:
     """One update of `project` a batch."""
-    projected = project(name, setting, steps=steps)
+    projected, sweep = project(name, setting, steps=steps), name == "sweep"
 
     def update(model, state, x, y):
         model, state, info = jax.block_until_ready(projected.update(model, state, x, y))
-        return model, state, Progress(steps=int(info.steps), gap=float(info.gap))
+        gap = None if sweep else float(info.gap)  # Of a forward pass there is none.
+        return model, state, Progress(steps=int(info.steps), gap=gap)
 
-    return Method(name, projected.init, update)
+    return Method(name, projected.init, update, projected.averaged if sweep else None)
 
 
 def adam(learning_rate: float) -> Method:
-    """One step of Adam a batch, on the mean cross-entropy."""
+    """One step of Adam a batch, on the mean cross-entropy; parameters are averaged beside it."""
     optimizer = optax.adam(learning_rate)
-    step = eqx.filter_jit(adam_step(optimizer), donate="all-except-first")
+    step = adam_step(optimizer)
+
+    @functools.partial(eqx.filter_jit, donate="all-except-first")
+    def averaged_step(batch, model, state):
+        model, inner = step(batch, model, state[0])
+        average = optax.incremental_update(eqx.filter(model, eqx.is_array), state[1], 1 - AVERAGING)
+        return model, (inner, average)
 
     def update(model, state, x, y):
-        model, state = jax.block_until_ready(step((x, y), model, state))
+        model, state = jax.block_until_ready(averaged_step((x, y), model, state))
         return model, state, Progress(steps=1, gap=None)
 
     def init(model):
-        return optimizer.init(eqx.filter(model, eqx.is_array))
+        arrays = eqx.filter(model, eqx.is_array)
+        return optimizer.init(arrays), jax.tree.map(jnp.copy, arrays)
 
-    return Method(f"adam {learning_rate:g}", init, update)
+    def averaged(model, state):
+        return eqx.combine(state[1], model)
+
+    return Method(f"adam {learning_rate:g}", init, update, averaged)
 
 
 def adam_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:

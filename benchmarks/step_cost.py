@@ -90,13 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return MODELS[options.model].make(jax.random.key(0), options.sizes)
 
     subjects = [
-        adam("adam, scan", model(), x, y, options.steps),
+        adam("adam, scan", model(), x, y, options.steps or 50),
         adam("adam, single calls", model(), x, y, None),
     ]
     for copies in (False,) if options.copy_free else (False, True):
-        steps = options.copies_steps if copies else options.steps
         for name in options.solvers:
-            if copies or name in COPY_FREE:
+            few = options.steps or SOLVERS[name]().default_steps
+            steps = options.copies_steps if copies else few
+            if name in COPY_FREE if not copies else name != "sweep":
                 projected = project(name, setting(name, options.model), steps=steps, copies=copies)
                 subjects.append(projections(name, projected, copies, model(), x, y, steps))
                 print(f"compiled {name}, copies={copies}", file=sys.stderr)
@@ -179,7 +180,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sizes", type=counts, help="as in 784,128,10 (those that suit MNIST, or Shakespeare)")
     add("--batch-size", type=arguments.count, default=256, help="samples a batch (256)")
     add("--seq-len", type=arguments.count, default=64, help="characters a sample of gru has (64)")
-    add("--steps", type=arguments.count, default=50, help="steps of an update (50)")
+    add("--steps", type=arguments.count, help="steps of an update (50; 1 of a sweep)")
     add("--copies-steps", type=arguments.count, default=5, help="the same on explicit copies (5)")
     add("--repeats", type=arguments.count, default=9, help="timed updates of every method (9)")
     add("--solvers", type=_solvers, default=list(SOLVERS), help="as in ap,dr (all of them)")

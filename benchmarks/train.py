@@ -29,6 +29,7 @@ CURVE_POINTS = 40  # Held-out accuracy is measured this often; it is not part of
 COLUMNS = {
     "method": "",
     "test accuracy": ".2%",
+    "averaged": ".2%",
     "training [s]": ".2f",
     "compilation [s]": ".2f",
     "steps": "d",
@@ -56,12 +57,14 @@ class Record:
     gap: list[float] = field(default_factory=list)
     batches: int = 0
     accuracy: list[tuple[int, float]] = field(default_factory=list)
+    averaged: float | None = None
 
     def row(self) -> dict[str, Any]:
         """The record's line of a table."""
         values = (
             self.method,
             self.accuracy[-1][1] if self.accuracy else None,
+            self.averaged,
             self.seconds,
             self.compile_seconds,
             self.steps,
@@ -136,6 +139,8 @@ def train(method: Method, record: Record, data: Dataset, options: argparse.Names
             gap = "" if progress.gap is None else f", gap {progress.gap:.3g}"
             bar.set_postfix_str(f"accuracy {record.accuracy[-1][1]:.2%}{gap}", refresh=False)
             bar.update()
+    if method.averaged is not None:
+        record.averaged = test_accuracy(method.averaged(model, state), data)
 
 
 def test_accuracy(model: eqx.Module, data: Dataset) -> float:
@@ -169,7 +174,7 @@ def report(records: Sequence[Record], options: argparse.Namespace) -> None:
 def mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The mean over seeds, of what is known; compilation is that of the first seed."""
     row = dict(rows[0])
-    for name in ("test accuracy", "training [s]", "steps", "samples"):
+    for name in ("test accuracy", "averaged", "training [s]", "steps", "samples"):
         known = [other[name] for other in rows if other[name] is not None]
         row[name] = type(known[0])(statistics.mean(known)) if known else None
     return row
@@ -214,7 +219,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seq-len", type=arguments.count, default=64, help="characters of a sample of text")
     add("--batch-size", type=arguments.count, default=128, help="samples a batch")
     add("--batches", type=arguments.count, default=200, help="batches to train on")
-    add("--steps", type=arguments.count, default=50, help="projection steps a batch")
+    add("--steps", type=arguments.count, help="projection steps a batch (default: 50, sweep: 1)")
     seeds, rates = arguments.several(int), arguments.several(arguments.positive)
     add("--seeds", "--seed", type=seeds, default=[0], help="of the starts and orders of samples")
     add("--baseline", choices=["adam"], help="train the same model on the same batches by it too")
@@ -228,6 +233,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--plot", type=arguments.output_file, default="train.png", help="file for the curves")
     options = parser.parse_args(argv)
     text = options.dataset == "shakespeare"
+    options.steps = options.steps or SOLVERS[options.solver]().default_steps
     options.model = options.model or ("gru" if text else "mlp")
     if text != (options.model == "gru"):
         parser.error("--model gru learns text, and nothing else does: --dataset shakespeare")

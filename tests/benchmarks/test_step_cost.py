@@ -9,12 +9,12 @@ from benchmarks import step_cost
 def test_table_has_every_method(tmp_path, capsys):
     file = tmp_path / "out.json"
     small = ["--sizes", "12,8,4", "--batch-size", "16", "--steps", "2", "--copies-steps", "2"]
-    few = ["--repeats", "2", "--solvers", "ap"]
+    few = ["--repeats", "2", "--solvers", "ap,sweep"]
     assert step_cost.main([*small, *few, "--json", str(file)]) == 0
     rows = json.loads(file.read_text())["rows"]
     names = [(row["method"], row["copies"]) for row in rows]
     adam = [("adam, scan", None), ("adam, single calls", None)]
-    assert names == [*adam, ("ap", "no"), ("ap", "yes")]
+    assert names == [*adam, ("ap", "no"), ("sweep", "no"), ("ap", "yes")]
     assert all(row["ms a step"] > 0 and row["MiB"] > 0 for row in rows)
     faster = min(rows[:2], key=lambda row: row["ms a step"])
     assert faster["x adam"] == faster["x adam's memory"] == 1

@@ -42,8 +42,18 @@ def test_learns_and_reports_both_methods(run, tmp_path):
     assert "accuracy" in output.err and "gap" in output.err  # The progress bar.
 
 
+@pytest.mark.usefixtures("loose_promotion")
+def test_sweeps_learn_and_average(run):
+    size = ["--batch-size", "128", "--hidden", "64", "--batches", "60", "--steps", "1"]
+    status, output, content = run("--solver", "sweep", "--baseline", "adam", *size)
+    sweep, adam = content["runs"]
+    assert status == 0 and sweep["steps"] == sweep["batches"] == 60
+    assert sweep["test accuracy"] > 0.9 and sweep["averaged"] > 0.9 and adam["averaged"] > 0.7
+    assert "averaged" in output.out
+
+
 def test_every_solver_is_one_of_the_library():
-    assert all(isinstance(solver(), pjax.Solver) for solver in SOLVERS.values())
+    assert all(isinstance(solver(), (pjax.Solver, pjax.Sweep)) for solver in SOLVERS.values())
 
 
 def test_same_seed_same_bits_on_copies_too(run):
