@@ -45,6 +45,9 @@ class Sweep(eqx.Module):
             square, or √(2 / fan-in) if that is larger).
         reach: how far targets are from the forward pass, in relation to its size, when they are
             handed through constraints that are no sums.
+        per_unit: whether every feature of a layer, with its weights, is moved by what ``trust``
+            allows, no more and no less; default: in functions with discrete operations, which
+            leave the size of what is asked open.
 
     Raises:
         InputError: if an argument is not positive.
@@ -54,6 +57,7 @@ class Sweep(eqx.Module):
     damping: float = 10.0
     trust: float = 3e-3
     reach: float = 5e-3
+    per_unit: bool | None = None
     default_steps: ClassVar[int] = 1
     needs_copies: ClassVar[bool] = False
 
@@ -94,8 +98,9 @@ class Sweep(eqx.Module):
                 for (_, view), answer in zip(c.reads, asked, strict=True):
                     point.ask(residuals, view, answer)
         moves: dict[Variable, Array] = {}
+        per_unit = _is_discrete(graph) if self.per_unit is None else self.per_unit
         for layer in self._layers(point, residuals, numbers):
-            steps = self._solve(layer, values, metric, rows)
+            steps = self._solve(layer, values, metric, rows, per_unit)
             distances.setdefault(layer.constraint, _squares(step for _, step in steps))
             for variable, step in steps:
                 moves[variable] = moves[variable] + step if variable in moves else step
@@ -228,6 +233,7 @@ class Sweep(eqx.Module):
         values: Mapping[Variable, Array],
         metric: Mapping[Variable, float],
         rows: int,
+        per_unit: bool,
     ) -> list[tuple[Variable, Array]]:
         """The parameters of one constraint, projected."""
         moves: list[tuple[Variable, Array]] = []
@@ -240,7 +246,7 @@ class Sweep(eqx.Module):
             steps = [step / root for step, root in zip(steps, roots, strict=True)]
             count = max(1, sum(part.count for part in layer.parts))
             size = jnp.sqrt(sum((part.squares for part in layer.parts), jnp.zeros(())) / count)
-            factor = self._trusted(size, matrix.shape[1], steps, layer.pace)
+            factor = self._trusted(size, matrix.shape[1], steps, layer.pace, per_unit)
             for part, step in zip(layer.parts, steps, strict=True):
                 moves += part.place(factor * step)
         for e in layer.elements:
@@ -248,14 +254,21 @@ class Sweep(eqx.Module):
             ridge = metric[e.variable] * self.damping * jnp.mean(e.square) / readers
             total = e.square + ridge
             step = readers / rows * e.gradient / jnp.where(total > 0, total, 1)
-            factor = self._trusted(_rms([values[e.variable]]), e.fan, [step], layer.pace)
+            factor = self._trusted(_rms([values[e.variable]]), e.fan, [step], layer.pace, False)
             moves.append((e.variable, factor * step))
         return moves
 
-    def _trusted(self, size: Array, fan: int, steps: Sequence[Array], pace: float) -> Array:
-        """By what to shorten steps."""
+    def _trusted(
+        self, size: Array, fan: int, steps: Sequence[Array], pace: float, per_unit: bool
+    ) -> Array:
+        """By what to shorten steps; per unit, a factor for each of the last axis."""
         limit = self.trust * pace * jnp.maximum(size, math.sqrt(2 / max(1, fan)))
-        return jnp.minimum(1.0, limit / jnp.maximum(_rms(steps), jnp.finfo(limit.dtype).tiny))
+        tiny = jnp.finfo(limit.dtype).tiny
+        if per_unit:
+            squares = (jnp.sum(jnp.square(x), 0, keepdims=True) for x in steps)
+            length = jnp.sqrt(sum(squares) / fan)
+            return jnp.where(length > 0, limit / jnp.maximum(length, tiny), 0.0)
+        return jnp.minimum(1.0, limit / jnp.maximum(_rms(steps), tiny))
 
 
 class _Part(eqx.Module):
@@ -405,6 +418,13 @@ def _rows_of_all(x: Float[Array, "time rows more"]) -> Float[Array, "time*rows m
 def _numbers(shape: tuple[int, ...]) -> np.ndarray:
     """1, 2, 3, … in a shape."""
     return np.arange(1, 1 + math.prod(shape), dtype=np.int32).reshape(shape)
+
+
+def _is_discrete(graph: ConsensusGraph) -> bool:
+    """Whether there are discrete operations, in scans too."""
+    rules = [c.rule for c in graph.constraints]
+    bodies = [rule.body for rule in rules if isinstance(rule, LoopRule)]
+    return any(rule.family == "discrete" for rule in rules) or any(map(_is_discrete, bodies))
 
 
 def _rows(c: Constraint) -> int:

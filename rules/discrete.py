@@ -42,6 +42,11 @@ from pjax_trace.rules.roots import cheapest
 __all__ = ["QUANTIZE", "Choice", "Piece", "Staircase", "Steps", "TruthTable"]
 
 
+# How far from the next piece an element may be at most to go there, beside the size of the operand,
+# if twice as much as of others is asked of it.
+_FLIP = 0.5
+
+
 class Piece(NamedTuple):
     """A tread of a staircase: its value, on an interval whose ends may belong to it or not."""
 
@@ -63,6 +68,7 @@ class Staircase(Elementwise):
         keys: ``keys(x0, z0, share, *data, **params)``, numbers of the candidates among which the
             nearest piece is; ``share = ω_z / (ω_x + ω_z)``.
         piece: ``piece(key, *data, **params)``, the piece of a number.
+        rise: how much more the last piece is than the first, or a step than the one before.
     """
 
     family = "discrete"
@@ -73,25 +79,21 @@ class Staircase(Elementwise):
         function: Callable[..., Array],
         keys: Callable[..., Sequence[Any]],
         piece: Callable[..., Piece],
+        rise: float = 1.0,
     ):
         self._function = function
         self._keys = keys
         self._piece = piece
+        self._rise = rise
 
     def project(
         self, params: dict[str, Any], operands: Sequence[Array], out: Array, weights: Weights
     ) -> Projection:
         """Every element by itself."""
         x0, *data = operands
-        wx, wz = weights.operands[0], weights.out
-
-        def cost(key: Any) -> Array:
-            value, lower, upper = self._piece(jnp.asarray(key, x0.dtype), *data, **params)
-            moved = jnp.clip(x0, lower, upper)
-            return wx * jnp.square(moved - x0) + wz * jnp.square(value - out)
-
-        keys = self._keys(x0, out, wz / (wx + wz), *data, **params)
-        value, lower, upper = self._piece(cheapest([*map(cost, keys)], keys), *data, **params)
+        value, lower, upper = self._nearest_piece(
+            params, x0, data, out, weights.operands[0], weights.out
+        )
         inside = jnp.clip(x0, _moved(lower, 1), _moved(upper, -1))
         # A piece that is too narrow for its ends to be left is one point: an end, or its value
         # (an integer, where no other numbers are representable).
@@ -99,6 +101,69 @@ class Staircase(Elementwise):
         for better in (jnp.clip(x0, lower, upper), inside, x0):
             x = jnp.where(self.apply(params, better, *data) == value, better, x)
         return projection_of(operands, out, weights, (x, *data), self.apply(params, x, *data))
+
+    def _nearest_piece(
+        self,
+        params: dict[str, Any],
+        x0: Array,
+        data: Sequence[Any],
+        z0: Array,
+        wx: Any,
+        wz: Any,
+        *,
+        points: bool = True,
+    ) -> Piece:
+        """The piece of the nearest point; one that is a single point only if ``points``."""
+
+        def cost(key: Any) -> Array:
+            value, lower, upper = self._piece(jnp.asarray(key, x0.dtype), *data, **params)
+            moved = jnp.clip(x0, lower, upper)
+            costs = wx * jnp.square(moved - x0) + wz * jnp.square(value - z0)
+            return costs if points else jnp.where(lower < upper, costs, jnp.nan)
+
+        keys = self._keys(x0, z0, wz / (wx + wz), *data, **params)
+        return self._piece(cheapest([*map(cost, keys)], keys), *data, **params)
+
+    def _height(self, *data: Any, **params: Any) -> Any:
+        """Of a step."""
+        return abs(self._rise) or 1.0
+
+    def hand_over(
+        self,
+        params: dict[str, Any],
+        operands: Sequence[Array],
+        out: Array,
+        residual: Array,
+        variable: Sequence[bool],
+        reach: float,
+    ) -> tuple[Any, ...]:
+        """A target a step away, worth what is asked beside what is asked of others.
+
+        With q what a sample asks of its elements in the mean, and m the size of the operand, an
+        element that is d from the next piece goes there if ``d² ≤ (m/2)² (|residual| / q − 1)``:
+        that is the nearest point to an output of ``out + residual · height / (2 q)``. It goes on
+        until it is m inside; so does one that is in an outermost piece and asked to go farther out,
+        by more than the mean. Others stay. All moves are scaled by ``q / m``.
+
+        One that is far on the wrong side is left alone, however much is asked of it.
+        """
+        x, *data = operands
+        tiny = jnp.finfo(x.dtype).tiny
+        axes = tuple(range(1, x.ndim)) if x.ndim > 1 else None
+        asked = jnp.maximum(jnp.mean(jnp.abs(residual), axes, keepdims=x.ndim > 1), tiny)
+        size = jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(x))), tiny)
+        height = self._height(*data, **params)
+        goal = out + residual * (height / (2 * asked))
+        weight = jnp.square(height / (_FLIP * size))
+        # Between two steps, as 0 is of a sign, nothing can stay for long.
+        points = self._rise == 0
+        value, lower, upper = self._nearest_piece(params, x, data, goal, weight, 1.0, points=points)
+        margin = jnp.minimum(size, 0.5 * (upper - lower))
+        outward = self._rise * residual
+        outermost = jnp.where(outward > 0, upper == jnp.inf, (outward < 0) & (lower == -jnp.inf))
+        told = (value != out) | (outermost & (jnp.abs(residual) >= asked))
+        moved = jnp.where(told, jnp.clip(x, lower + margin, upper - margin), x)
+        return (asked / size * (moved - x), *(None for _ in data))
 
 
 def _moved(end: Array, side: int) -> Array:
@@ -158,6 +223,10 @@ class Steps(Staircase):
         top, shift = _levels(levels)
         level = jnp.floor(level - shift) + shift
         return [*(jnp.clip(k, -top, top) for k in (level, level + 1)), -top, top]
+
+    def _height(self, *data: Any, **params: Any) -> Any:
+        """A unit."""
+        return data[0] if data else 1.0
 
     def _step(self, k: Array, unit: Any = 1.0, *, levels: int | None = None, **_: Any) -> Piece:
         lower, upper = unit * (k + self._lower), unit * (k + self._upper)
@@ -242,7 +311,7 @@ def _threshold(function: Callable[..., Array], below: float, at: float, above: f
             jnp.where(key > 0, jnp.inf, threshold),
         )
 
-    return Staircase(function, lambda *_: keys, piece)
+    return Staircase(function, lambda *_: keys, piece, above - below)
 
 
 def _indicator(primitive: Any, below: float, at: float, above: float) -> Staircase:
@@ -303,6 +372,28 @@ class TruthTable(Rule):
         ]
         return _nearest_case(rows, operands, out, weights)
 
+    def hand_over(
+        self,
+        params: dict[str, Any],
+        operands: Sequence[Array],
+        out: Array,
+        residual: Array,
+        variable: Sequence[bool],
+        reach: float,
+    ) -> tuple[Any, ...]:
+        """What each boolean would change by becoming true, the others being what they are."""
+
+        def changed(i: int) -> Array:
+            ends = (
+                self.apply(
+                    params, *operands[:i], jnp.full_like(operands[i], end), *operands[i + 1 :]
+                )
+                for end in (1.0, 0.0)
+            )
+            return next(ends) - next(ends)
+
+        return tuple(residual * changed(i) for i in range(len(operands)))
+
 
 class Choice(Rule):
     """``z = cases[which]`` of two cases, by a relaxed boolean: the nearer of two equalities.
@@ -341,6 +432,22 @@ class Choice(Rule):
             point[1 + number] = agreed
             points.append(point)
         return _nearest_case(points, operands, out, weights)
+
+    def hand_over(
+        self,
+        params: dict[str, Any],
+        operands: Sequence[Array],
+        out: Array,
+        residual: Array,
+        variable: Sequence[bool],
+        reach: float,
+    ) -> tuple[Any, ...]:
+        """All to the case that is chosen; to the boolean, what the other one would change."""
+        which, *cases = operands
+        chosen = which > 0.5
+        shares = [jnp.where(chosen == bool(i), residual, 0) for i in range(2)]
+        every = [residual * (cases[1] - cases[0]), *shares]
+        return tuple(r if v else None for r, v in zip(every, variable, strict=True))
 
 
 def _cost(metric: Sequence[Any], point: Sequence[Array], start: Sequence[Array]) -> Array:

@@ -8,6 +8,7 @@ import pytest
 
 import pjax_trace as pjax
 from pjax_trace.errors import InputError, TraceError
+from pjax_trace.registry import rule_for
 
 from .models import LABELS, MODELS
 
@@ -149,8 +150,8 @@ def test_zero_weights_and_zero_inputs_move_and_stay():
 
 # With heavy damping a layer's move is along its cotangent, and near targets make those gradients.
 LIMIT = {"strength": 0.1, "damping": 300.0, "trust": FAR, "reach": 1e-3}
-DISCRETE = {"sign", "round", "ternary weights"}
-QUICK = {"relu", "where", "CNN", "attention", "GRUCell"}
+DISCRETE = {"sign", "round", "where", "ternary weights"}
+QUICK = {"relu", "CNN", "attention", "GRUCell"}
 
 
 @pytest.mark.parametrize(
@@ -272,6 +273,61 @@ def test_a_scan_is_one_block_of_all_its_steps():
     found, _ = sweep(fit, w, x, noise, **options)
     expected, _ = sweep(flat, w, x, noise, **options)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_sign_goes_where_it_pays():
+    """In NumPy: benefit beside the mean of the sample, cost beside the size of the layer."""
+    u, asked = normal(0, 40, 30), normal(1, 40, 30) ** 3
+    rule = rule_for(jax.lax.sign_p)
+    (found,) = rule.hand_over({}, (u,), jnp.sign(u), asked, (True,), 5e-3)
+    mean, size = np.mean(np.abs(asked), 1, keepdims=True), np.sqrt(np.mean(u**2))
+    sign, target, worth = np.sign(u), np.sign(asked), np.abs(asked) / mean
+    flips = (sign != target) & (u**2 <= 0.25 * size**2 * (worth - 1))
+    stays_right = (sign == target) & (worth >= 1) & (np.abs(u) < size)
+    moved = np.where(flips | stays_right, target * size, u)
+    assert flips.any() and stays_right.any()
+    np.testing.assert_allclose(found, mean / size * (moved - u), atol=1e-5 * np.max(worth * mean))
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        jnp.sign,
+        lambda h: jnp.where(h > 0, 1.0, 0.0),
+        lambda h: 1.0 - (h <= 0.1).astype(h.dtype),
+        lambda h: pjax.quantize(h, 4, 0.5),
+        jnp.round,
+    ],
+    ids=["sign", "where", "comparison", "quantize", "round"],
+)
+def test_learns_below_what_has_no_derivative(activation):
+    """The first layer alone, so that only what goes through the activation can help."""
+    x, frozen = normal(0, 200, 8), normal(1, 32, 2)
+    labels = (x[:, 0] * x[:, 1] > 0).astype(np.int32)
+
+    def fit(w, x, labels):
+        return pjax.losses.cross_entropy(activation(x @ w) @ frozen, labels)
+
+    train = pjax.project(fit, solver=pjax.Sweep(trust=1e-2))
+    w = 0.5 * normal(2, 8, 32)
+    before, state = float(fit(w, x, labels)), train.init(w)
+    for _ in range(60):
+        w, state, _ = train.update(w, state, x, labels)
+    assert float(fit(w, x, labels)) < 0.75 * before
+
+
+def test_per_unit_steps_are_of_one_length():
+    def fit(w, x, y):
+        return pjax.losses.squared_error(jnp.sign(x @ w) @ jnp.ones((4, 2)), y)
+
+    x, w, y = normal(0, 30, 3), normal(1, 3, 4), normal(2, 30, 2)
+    moved, _ = sweep(fit, w, x, y, trust=0.1)
+    length = 0.1 * max(np.sqrt(np.mean(w**2)), np.sqrt(2 / 3))
+    np.testing.assert_allclose(np.sqrt(np.mean(moved**2, 0)), length, rtol=1e-3)
+    free, _ = sweep(fit, w, x, y, trust=FAR, per_unit=False)
+    np.testing.assert_allclose(
+        moved / np.linalg.norm(moved, axis=0), free / np.linalg.norm(free, axis=0), atol=1e-3
+    )
 
 
 def test_what_it_does_not_do():
