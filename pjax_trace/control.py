@@ -116,6 +116,7 @@ def keep_scan(
             [a for a, m in zip(avals, moving, strict=True) if m],
             [a for a, m in zip(avals, moving, strict=True) if not m],
         )
+        _check_real(scan, program, source)
         written = [v.variable for v in program.outputs]
         for i in range(scan.carries):
             variable[scan.consts + i] = variable[scan.consts + i] or written[i]
@@ -126,6 +127,17 @@ def keep_scan(
     loop = Loop(scan, program, tuple(variable))
     results = tracer.emit(loop_p, {"loop": loop}, operands, flags, scope=scope, source=source)
     return results[: len(written)]
+
+
+def _check_real(scan: _compat.Scan, program: "Program", source: str) -> None:
+    """Booleans and complex numbers that depend on variables have become reals in a program."""
+    for var, value in zip(scan.body.jaxpr.outvars, program.outputs, strict=True):
+        if value.dtype != var.aval.dtype:
+            raise TraceError(
+                f"the body of the scan at {source} returns a boolean or complex value that depends "
+                "on variables, which a sweep cannot take out of it; make it real first "
+                "(jnp.where(condition, 1.0, 0.0), or real and imaginary part)"
+            )
 
 
 def lift_scan(

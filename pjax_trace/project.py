@@ -34,9 +34,11 @@ class Info(eqx.Module):
 
     Attributes:
         gap: how far the returned consensus state is from all constraints but the losses, in the
-            metric: the root of the sum of squares of ``gaps``.
+            metric: the root of the sum of squares of ``gaps``. Of a sweep, whose only state is the
+            parameters: how far the forward pass that it started from was from the sets.
         distances: the gap of every constraint, in the order of ``names``.
-        loss_values: the value of every loss at the same state, in the order of ``loss_names``.
+        loss_values: the value of every loss at the same state (of a sweep, in the same forward
+            pass), in the order of ``loss_names``.
         history: the distance moved in every step, losses apart; NaN for steps not taken.
         steps: how many steps were taken.
         finite: False if something was not finite; then the parameters are those that came in.
@@ -209,7 +211,8 @@ class Projected:
                 "averaged: there is no average; give pjax_trace.project the acceleration "
                 "pjax_trace.Averaging()"
             )
-        return self._combine(params, kept[-1])
+        # Copies, because the next update gives the buffers of the state away.
+        return self._combine(params, [jnp.array(x) for x in kept[-1]])
 
     def update(self, params: PyTree, state: State, /, *args: Any, **kwargs: Any) -> tuple:
         """One update: ``params, state, info``.
@@ -257,6 +260,8 @@ class Projected:
             raise InputError(f"{method}: state must come from init, but is {type(state).__name__}")
         if _structure(params) != state.structure:
             raise InputError(_mismatch(method, params, state.structure))
+        if len(state.memory) != len(self._acceleration):
+            raise InputError(f"{method}: the state is that of other accelerations; start from init")
 
     def _moving(self, params: Any) -> dict[int, Any]:
         """The arrays among the parameters, in the order of the function's arguments."""
@@ -380,10 +385,10 @@ class Projected:
         for acceleration, memory in zip(self._acceleration, state.memory, strict=True):
             start = acceleration.start(memory, start)
         solve = self._sweep if isinstance(self._solver, Sweep) else self._project
-        run, values, squared, history, steps, order = solve(graph, start, data)
+        first, run, values, squared, history, steps, order = solve(graph, start, data)
         outputs = {c: i for i, c in enumerate(graph.constraints) if c.rule.family == "loss"}
         hard = [i for i, c in enumerate(graph.constraints) if c not in outputs]
-        flags, suspects = run.suspects(history, squared, signature, order)
+        flags, suspects = first.suspects(history, squared, signature, order, values)
         finite = jnp.logical_not(jnp.any(flags))
         env = dict(zip(graph.variables, values, strict=True))
         # The last operand of a loss is its scale.
@@ -424,12 +429,12 @@ class Projected:
         run = _Run(graph, self._metric, start, data)
         values, history, steps = self._iterate(run, run.copies if self._copies else run.copy_free)
         order = [c for group in run.copy_free.groups for c in group if isinstance(c, Constraint)]
-        return _Outcome(run, values, run.copy_free.gaps(values), history, steps, order)
+        return _Outcome(run, run, values, run.copy_free.gaps(values), history, steps, order)
 
     def _sweep(
         self, graph: ConsensusGraph, start: Sequence[Array], data: Sequence[Any]
     ) -> "_Outcome":
-        """Sweeps, each from a forward pass of its own, in which there is no gap."""
+        """Sweeps, each from a forward pass of its own, in which there is no gap but of sets."""
         assert isinstance(self._solver, Sweep)
         sweep, zero = self._solver, jnp.zeros((), jnp.result_type(float))
 
@@ -443,15 +448,16 @@ class Projected:
             moved = [distances.get(c, zero).astype(zero.dtype) for c in graph.constraints]
             return run, ends, jnp.stack(moved)
 
-        history = []
-        run, ends, moved = once(start)
-        history.append(moved)
+        first, ends, moved = once(start)
+        run, history = first, [moved]
         for _ in range(self._steps - 1):
             run, ends, moved = once(ends)
             history.append(moved)
         values = (*ends, *run.values[len(ends) :])
+        sets = np.array([c.out is None for c in graph.constraints])
+        squared = jnp.where(sets, moved, 0)
         steps, order = jnp.asarray(self._steps, jnp.int32), graph.constraints[::-1]
-        return _Outcome(run, values, jnp.zeros_like(moved), jnp.stack(history), steps, order)
+        return _Outcome(first, run, values, squared, jnp.stack(history), steps, order)
 
     def _iterate(self, run: "_Run", space: Space) -> tuple[Any, Array, Array]:
         """All steps: the values at the end, squared distances by step, and the number of steps."""
@@ -485,8 +491,12 @@ class Projected:
 
 
 class _Outcome(NamedTuple):
-    """What an update came to: values at the end, squared gaps there, and distances by step."""
+    """What an update came to: values at the end, squared gaps there, and distances by step.
 
+    ``first`` is the forward pass that it started from, ``run`` the last one that it made.
+    """
+
+    first: "_Run"
     run: "_Run"
     values: Any
     squared: Array
@@ -537,6 +547,7 @@ class _Run:
         squared: Array,
         signature: _Signature,
         order: Sequence[Constraint],
+        values: Sequence[Array],
     ) -> tuple[Array, tuple[str, ...]]:
         """What may turn out not to be finite, the likeliest cause first."""
         graph = self.graph
@@ -563,6 +574,9 @@ class _Run:
         for c in order:
             flags.append(early[number[c]])
             names.append(f"the projection onto {c.label}")
+        for name, x in zip(signature.parameter_names, values, strict=False):  # which come first
+            flags.append(jnp.any(~jnp.isfinite(x)))
+            names.append(f"the update of {name}")
         # Data may be infinite where the function can use it; then nothing comes of it.
         result = np.array([not name.startswith("data argument ") for name in names])
         every = jnp.stack(flags)
@@ -657,7 +671,8 @@ def project(
         raise InputError("project: a Sweep has no copies and no gap, so no copies and no tol")
     if acceleration is None:
         acceleration = (Momentum(), Averaging()) if isinstance(solver, Sweep) else ()
-    accelerations = (acceleration,) if isinstance(acceleration, Acceleration) else acceleration
+    single = not isinstance(acceleration, Sequence)
+    accelerations = (acceleration,) if single else acceleration
     for value in accelerations:
         if not isinstance(value, Acceleration):
             raise InputError(

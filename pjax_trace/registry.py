@@ -36,6 +36,7 @@ __all__ = [
     "Single",
     "ViewRule",
     "Weights",
+    "adjoint",
     "entries",
     "function_entries",
     "paired",
@@ -271,15 +272,17 @@ class Rule:
         By default a projection of ``(operands, out + g residual)``, with g such that the target is
         nearer than the size of the output by the factor ``reach``, and operands that weigh `HEAVY`
         times what the output does. What they move by is scaled back, so that it tends to the
-        adjoint as ``reach`` tends to 0 where the rule is smooth.
+        adjoint, but for operands that are much larger than the output: what they move by is
+        rounded. Smooth rules had better say what their tangent hands over.
         """
         size, asked = (jnp.sqrt(jnp.mean(jnp.square(x))) for x in (out, residual))
-        tiny = jnp.finfo(out.dtype).tiny
-        scale = reach * jnp.where(size > 0, size, 1.0) / jnp.maximum(asked, tiny)
+        size, asked = (jnp.where(x > 0, x, 1.0) for x in (size, asked))
+        step = reach * size
         weights = Weights(tuple(HEAVY if v else None for v in variable), jnp.ones_like(out))
-        answer = self.project(params, operands, out + scale * residual, weights)
+        answer = self.project(params, operands, out + step * (residual / asked), weights)
+        undone = (HEAVY + 1) / HEAVY * asked / step
         return tuple(
-            None if m is None else (HEAVY + 1) / scale * (m.first / m.mass - x)
+            None if m is None else undone * (m.first - m.mass * x)
             for m, x in zip(answer.moments, operands, strict=True)
         )
 
@@ -301,10 +304,13 @@ class Rule:
             names: for every operand that is a parameter, an integer array of its shape that names
                 the parameter's elements; None if an element may be read twice, or scaled.
         """
-        singles = (
-            Single(answers[i], jnp.ones_like(operands[i]), jnp.ones_like(operands[i]), i, 1)
-            for i in names
+        masses = self.masses(
+            params, tuple(1.0 if i in names else None for i in range(len(operands)))
         )
+        singles = []
+        for i in names:
+            readers = jnp.broadcast_to(jnp.asarray(masses[i], answers[i].dtype), answers[i].shape)
+            singles.append(Single(answers[i], readers, readers, i, 1))
         return Block(None, (), tuple(singles))
 
     def elementwise(self, params: dict[str, Any], variable: Sequence[bool], position: int) -> bool:
@@ -382,6 +388,25 @@ def projection_of(
             moments.append(Moment(weight * x, weight))
             distance = distance + squared_distance(weight, x, start)
     return Projection(tuple(moments), moved_out, distance)
+
+
+def adjoint(
+    function: Callable[..., Array],
+    operands: Sequence[Array],
+    residual: Array,
+    variable: Sequence[bool],
+) -> tuple[Any, ...]:
+    """What a smooth function of several elements hands over: `Rule.hand_over` in the limit."""
+
+    def of_variables(*own: Array) -> Array:
+        moving = iter(own)
+        return function(
+            *(next(moving) if v else x for x, v in zip(operands, variable, strict=True))
+        )
+
+    own = (x for x, v in zip(operands, variable, strict=True) if v)
+    answers = iter(jax.vjp(of_variables, *own)[1](residual))
+    return tuple(next(answers) if v else None for v in variable)
 
 
 class ViewRule(Rule):

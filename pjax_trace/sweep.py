@@ -42,7 +42,8 @@ class Sweep(eqx.Module):
         strength: multiplies the λ of every loss.
         damping: of the least-squares solution; larger moves less.
         trust: how far a layer's parameters move at most, in relation to their size (root mean
-            square, or √(2 / fan-in) if that is larger).
+            square, or √(2 / fan-in) if that is larger); twice as far in a scan that carries
+            variables, 10/3 times in convolutions.
         reach: how far targets are from the forward pass, in relation to its size, when they are
             handed through constraints that are no sums.
         per_unit: whether every feature of a layer, with its weights, is moved by what ``trust``
@@ -87,21 +88,30 @@ class Sweep(eqx.Module):
         """
         point = _Point(graph, data, values)
         numbers = {v: _numbers(v.shape) for v in graph.parameters}
-        rows = max(_rows(c) for c in graph.constraints if c.out is None)
+        outputs = [c for c in graph.constraints if c.out is None]
+        losses = [c for c in outputs if c.rule.family == "loss"]
+        rows = max(map(_rows, losses or outputs))
+        moves: dict[Variable, Array] = {}
         distances: dict[Constraint, Array] = {}
         residuals: dict[Variable, Array] = {}
-        for c in graph.constraints:
-            if c.out is None:
-                answers = self._output(c, point.operands(c), metric)
-                asked = [answer for answer in answers if answer is not None]
-                distances[c] = _squares(asked)
-                for (_, view), answer in zip(c.reads, asked, strict=True):
+        for c in outputs:
+            answers = self._output(c, point.operands(c), metric)
+            asked = [answer for answer in answers if answer is not None]
+            distances[c] = _squares(asked)
+            for (i, view), answer in zip(c.reads, asked, strict=True):
+                if i not in point.own(c, numbers):
                     point.ask(residuals, view, answer)
-        moves: dict[Variable, Array] = {}
+                    continue
+                # What is said of parameters themselves is no matter of rows: it is done.
+                readers = dict(point.pull(view, jnp.ones_like(answer)))
+                for variable, step in point.pull(view, answer):
+                    step = step / jnp.maximum(readers[variable], 1)
+                    moves[variable] = moves[variable] + step if variable in moves else step
         per_unit = _is_discrete(graph) if self.per_unit is None else self.per_unit
         for layer in self._layers(point, residuals, numbers):
             steps = self._solve(layer, values, metric, rows, per_unit)
-            distances.setdefault(layer.constraint, _squares(step for _, step in steps))
+            moved = _squares(step for _, step in steps)
+            distances[layer.constraint] = distances.get(layer.constraint, 0.0) + moved
             for variable, step in steps:
                 moves[variable] = moves[variable] + step if variable in moves else step
         return moves, distances
@@ -111,6 +121,7 @@ class Sweep(eqx.Module):
         point: "_Point",
         residuals: dict[Variable, Array],
         numbers: Mapping[Variable, Any],
+        loop: Constraint | None = None,
     ) -> list["_Layer"]:
         """Go back through a graph; what is asked of its parameters.
 
@@ -118,6 +129,7 @@ class Sweep(eqx.Module):
             point: the graph and its forward pass.
             residuals: what is asked of variables; more is added on the way.
             numbers: the parameters, each with what to call its elements, or None.
+            loop: the constraint that the graph is the body of.
         """
         layers: list[_Layer] = []
         constraints = point.graph.constraints
@@ -141,12 +153,12 @@ class Sweep(eqx.Module):
                 names = {i: point.names(view, numbers) for i, view in own.items()}
                 block = c.rule.block(c.params, operands, residual, answers, names)
                 layers.append(_layer(point, c, block, operands, own))
-        # What is asked of parameters directly, by losses say, and not through a constraint.
+        # What is asked of parameters beside others, in one view, or by the body of a scan itself.
         asked = [v for v in numbers if v in residuals]
         if asked:
             ones = {v: jnp.ones_like(residuals[v]) for v in asked}
             elements = tuple(_Element(residuals[v], ones[v], ones[v], v, 1) for v in asked)
-            layers.append(_Layer(None, (), elements, 1.0, constraints[0]))
+            layers.append(_Layer(None, (), elements, 1.0, loop or constraints[0]))
         return layers
 
     def _loop(
@@ -186,7 +198,7 @@ class Sweep(eqx.Module):
                 residual = carried.get(i + first) if i < scan.carries else later.get(i)
                 if view is not None and residual is not None:
                     here.ask(within, view, residual)
-            layers = self._layers(here, within, inner)
+            layers = self._layers(here, within, inner, constraints[0])
             zeros = {i: jnp.zeros_like(known[i]) for i in (*carries, *others)}
             found = {i: within.get(inputs[i], zero) for i, zero in zeros.items()}
             return {i: found[i] for i in carries}, (layers, {i: found[i] for i in others})
@@ -208,7 +220,9 @@ class Sweep(eqx.Module):
             else:
                 point.ask(residuals, view, total)
         places = {v: i for i, v in inputs.items()}
-        merged = [_over_time(point, layer, views, places, first) for layer in layers]
+        # What is fed back adds up over steps, and parameters may move farther for it.
+        pace = 2.0 if carries else 1.0
+        merged = [_over_time(point, layer, constraints[0], places, first, pace) for layer in layers]
         if outside:
             merged.append(_Layer(None, (), tuple(outside), 1.0, constraints[0]))
         return merged
@@ -245,7 +259,7 @@ class Sweep(eqx.Module):
             steps = jnp.split(unknown, np.cumsum([x.shape[1] for x in scaled])[:-1])
             steps = [step / root for step, root in zip(steps, roots, strict=True)]
             count = max(1, sum(part.count for part in layer.parts))
-            size = jnp.sqrt(sum((part.squares for part in layer.parts), jnp.zeros(())) / count)
+            size = jnp.sqrt(jnp.asarray(sum(part.squares for part in layer.parts)) / count)
             factor = self._trusted(size, matrix.shape[1], steps, layer.pace, per_unit)
             for part, step in zip(layer.parts, steps, strict=True):
                 moves += part.place(factor * step)
@@ -342,9 +356,12 @@ class _Point(NamedTuple):
         base = view.bases[0]
         if len(view.bases) > 1 or any(rule.scales for rule in view.rules):
             return None
-        if numbers[base] is None:
+        known = self.graph.program.known
+        made = {base.value, *(v for e in view.equations for v in e.outputs)}
+        inputs = {v for e in view.equations for v in e.inputs}
+        if numbers[base] is None or not inputs <= made | known.keys():
             return None
-        return view.elements(self.graph.program.known, {base: numbers[base]})
+        return view.elements(known, {base: numbers[base]})
 
 
 def _layer(
@@ -381,17 +398,24 @@ def _elements(point: _Point, view: View, said: Sequence[Array], fan: int) -> lis
 
 
 def _over_time(
-    point: _Point, layer: _Layer, views: Sequence[Any], places: Mapping[Variable, int], fixed: int
+    point: _Point,
+    layer: _Layer,
+    loop: Constraint,
+    places: Mapping[Variable, int],
+    fixed: int,
+    pace: float,
 ) -> _Layer:
     """A layer of the body of a scan as one of all its steps, and of the parameters outside.
 
     Args:
         point: outside.
         layer: its arrays have the time as their first axis.
-        views: the operands of the scan.
-        places: which of them a variable of the body is.
+        loop: the scan.
+        places: which of its operands a variable of the body is.
         fixed: as many of them are the same in every step.
+        pace: the least that the layer has.
     """
+    views: Any = loop.operands
     known = _Point(point.graph, point.graph.program.known, {})
     parts = []
     for part in layer.parts:
@@ -408,7 +432,7 @@ def _over_time(
         said = [jnp.sum(x, 0) if i < fixed else x for x in (e.gradient, e.square, e.readers)]
         elements += _elements(point, views[i], said, e.fan)
     target = None if layer.target is None else _rows_of_all(layer.target)
-    return _Layer(target, tuple(parts), tuple(elements), 2 * layer.pace, layer.constraint)
+    return _Layer(target, tuple(parts), tuple(elements), max(pace, layer.pace), loop)
 
 
 def _rows_of_all(x: Float[Array, "time rows more"]) -> Float[Array, "time*rows more"]:
@@ -429,8 +453,7 @@ def _is_discrete(graph: ConsensusGraph) -> bool:
 
 def _rows(c: Constraint) -> int:
     """How many rows an output constraint has: all that is not along its last axis."""
-    shape = c.reads[0][1].shape
-    return math.prod(shape[:-1]) if len(shape) > 1 else math.prod(shape)
+    return math.prod(c.reads[0][1].shape[:-1])
 
 
 def _squares(arrays: Iterable[Array]) -> Array:
@@ -448,6 +471,9 @@ def _least_squares(
 ) -> Float[Array, "columns features"]:
     """``(XᵀX + ω I)⁻¹ Xᵀ T`` with ``ω = damping · tr(XᵀX) / rows``, from its smaller side."""
     rows, columns = matrix.shape
+    dtype = matrix.dtype
+    wide_dtype = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32  # for LAPACK
+    matrix, target = matrix.astype(wide_dtype), target.astype(wide_dtype)
     ridge = damping * jnp.sum(jnp.square(matrix)) / rows
     ridge = jnp.where(ridge > 0, ridge, 1)
     wide = columns > rows
@@ -455,4 +481,4 @@ def _least_squares(
     right = target if wide else matrix.T @ target
     gram = gram + ridge * jnp.eye(len(gram), dtype=gram.dtype)
     solution = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram), right)
-    return matrix.T @ solution if wide else solution
+    return (matrix.T @ solution if wide else solution).astype(dtype)

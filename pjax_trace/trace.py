@@ -1,6 +1,7 @@
 """A Python function and its arguments → a flat program of primitives, variables and data apart.
 
-The interpreter inlines every call (jit, custom derivatives, remat, closed calls), scan and cond,
+The interpreter inlines every call (jit, custom derivatives, remat, closed calls), scan and cond
+(for sweeps, scans stay as they are),
 numbers values and equations in program order, and classes each value: a *variable* may be moved by
 the solver, or is computed from one; everything else is *data* and is only ever evaluated. Integers
 computed from variables (an argmax, indices) are data, as what `jax.lax.stop_gradient` returns:
@@ -210,7 +211,7 @@ class _Tracer:
                 f"{source}; make it real first (jnp.where(condition, 1.0, 0.0), or real and "
                 "imaginary part), or compute it inside"
             )
-        if kind == "scan" and self.lift:
+        if kind == "scan" and (self.lift or not _compat.scan_parts(eqn).length):
             return lift_scan(self, eqn, operands, walk)
         if kind == "scan":
             return keep_scan(self, eqn, operands, _trace_body, scope, source)

@@ -21,6 +21,7 @@ from pjax_trace.registry import (
     Projection,
     Rule,
     Weights,
+    adjoint,
     register_function,
     squared_distance,
 )
@@ -316,6 +317,18 @@ class Composite(Rule):
     def apply(self, params: dict[str, Any], *operands: Array) -> Array:
         """The function."""
         return self._function(*operands, **params)
+
+    def hand_over(
+        self,
+        params: dict[str, Any],
+        operands: Sequence[Array],
+        out: Array,
+        residual: Array,
+        variable: Sequence[bool],
+        reach: float,
+    ) -> tuple[Any, ...]:
+        """The adjoint."""
+        return adjoint(partial(self.apply, params), operands, residual, variable)
 
     def project(
         self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights

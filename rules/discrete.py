@@ -148,10 +148,10 @@ class Staircase(Elementwise):
         One that is far on the wrong side is left alone, however much is asked of it.
         """
         x, *data = operands
-        tiny = jnp.finfo(x.dtype).tiny
         axes = tuple(range(1, x.ndim)) if x.ndim > 1 else None
-        asked = jnp.maximum(jnp.mean(jnp.abs(residual), axes, keepdims=x.ndim > 1), tiny)
-        size = jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(x))), tiny)
+        asked = jnp.mean(jnp.abs(residual), axes, keepdims=x.ndim > 1)
+        size = jnp.sqrt(jnp.mean(jnp.square(x)))
+        asked, size = (jnp.where(a > 0, a, 1.0) for a in (asked, size))
         height = self._height(*data, **params)
         goal = out + residual * (height / (2 * asked))
         weight = jnp.square(height / (_FLIP * size))

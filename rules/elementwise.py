@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -22,7 +23,7 @@ from pjax_trace.registry import (
 )
 from pjax_trace.rules import curves
 
-__all__ = ["CurveRule", "Elementwise", "IntegerPower", "Power"]
+__all__ = ["CurveRule", "Elementwise", "IntegerPower", "Power", "Smooth"]
 
 Nearest = Callable[..., Array]
 
@@ -76,7 +77,26 @@ class Elementwise(Rule):
         return projection_of(operands, out, weights, (moved, *data), moved_out)
 
 
-class CurveRule(Elementwise):
+class Smooth(Elementwise):
+    """An elementwise function with a derivative."""
+
+    def hand_over(
+        self,
+        params: dict[str, Any],
+        operands: Sequence[Array],
+        out: Array,
+        residual: Array,
+        variable: Sequence[bool],
+        reach: float,
+    ) -> tuple[Any, ...]:
+        """That of the tangent, from which so near a target cannot tell the curve."""
+        x, *data = operands
+        _, slope = jax.jvp(lambda x: self.apply(params, x, *data), (x,), (jnp.ones_like(x),))
+        share = (HEAVY + 1) * slope / (HEAVY + jnp.square(slope))
+        return (jnp.where(jnp.isfinite(share), share, 0) * residual, *(None for _ in data))
+
+
+class CurveRule(Smooth):
     """An elementwise function given by its `pjax_trace.rules.curves.Curve`.
 
     Args:
@@ -91,23 +111,9 @@ class CurveRule(Elementwise):
             function if callable(function) else evaluate(function),  # pyright: ignore
             lambda x, z, wx, wz: curves.nearest_on_curve(curve, x, z, wx, wz),
         )
-        self._curve = curve
-
-    def hand_over(
-        self,
-        params: dict[str, Any],
-        operands: Sequence[Array],
-        out: Array,
-        residual: Array,
-        variable: Sequence[bool],
-        reach: float,
-    ) -> tuple[Any, ...]:
-        """That of the tangent, from which so near a target cannot tell the curve."""
-        slope = self._curve.tangent(operands[0])
-        return ((HEAVY + 1) * slope / (HEAVY + jnp.square(slope)) * residual,)
 
 
-class IntegerPower(Elementwise):
+class IntegerPower(Smooth):
     """integer_pow: the square and the identity by rewriting, any other exponent as a curve."""
 
     exactness = "global, to rounding"
@@ -129,7 +135,7 @@ class IntegerPower(Elementwise):
         return self.project_by(nearest, params, operands, out, weights)
 
 
-class Power(Elementwise):
+class Power(Smooth):
     """pow: of a variable to a power that is data; other powers are exponentials of products."""
 
     exactness = "global, to rounding"
@@ -269,27 +275,27 @@ register_rule(
 )
 register_rule(
     lax.square_p,
-    Elementwise(evaluate(lax.square_p), curves.nearest_square),
+    Smooth(evaluate(lax.square_p), curves.nearest_square),
     cases=[Case(lax.square, ((3,),))],
 )
 register_rule(
     lax.sqrt_p,
-    Elementwise(evaluate(lax.sqrt_p), functools.partial(curves.nearest_on_power, 0.5)),
+    Smooth(evaluate(lax.sqrt_p), functools.partial(curves.nearest_on_power, 0.5)),
     cases=[Case(lax.sqrt, ((3,),), 0.4, 5.0)],
 )
 register_rule(
     lax.rsqrt_p,
-    Elementwise(evaluate(lax.rsqrt_p), functools.partial(curves.nearest_on_power, -0.5)),
+    Smooth(evaluate(lax.rsqrt_p), functools.partial(curves.nearest_on_power, -0.5)),
     cases=[Case(lax.rsqrt, ((3,),), 0.4, 5.0)],
 )
 register_rule(
     lax.cbrt_p,
-    Elementwise(evaluate(lax.cbrt_p), _nearest_cube_root),
+    Smooth(evaluate(lax.cbrt_p), _nearest_cube_root),
     cases=[Case(lax.cbrt, ((3,),))],
 )
 register_rule(
     lax.tan_p,
-    Elementwise(evaluate(lax.tan_p), curves.nearest_on_tan),
+    Smooth(evaluate(lax.tan_p), curves.nearest_on_tan),
     cases=[Case(lax.tan, ((3,),), 0.1)],
 )
 register_rule(

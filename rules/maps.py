@@ -466,6 +466,11 @@ class ScatterSum(Map):
         return self.shape_
 
     @property
+    def fan(self) -> int:
+        """Of one summand; how many a row has, the indices say."""
+        return 1
+
+    @property
     def shapes(self) -> tuple[Shape, ...]:
         """Of the summands and their indices."""
         return self.updates, self.indices

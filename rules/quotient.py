@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from pjax_trace.registry import Moment, Projection, Rule, Weights, squared_distance
+from pjax_trace.registry import Moment, Projection, Rule, Weights, adjoint, squared_distance
 from pjax_trace.rules import bilinear
 
 __all__ = ["QUOTIENT", "QuotientRule"]
@@ -30,6 +30,18 @@ class QuotientRule(Rule):
     def elementwise(self, params: dict[str, Any], variable: Sequence[bool], position: int) -> bool:
         """Elements do not know of each other."""
         return True
+
+    def hand_over(
+        self,
+        params: dict[str, Any],
+        operands: Sequence[Array],
+        out: Array,
+        residual: Array,
+        variable: Sequence[bool],
+        reach: float,
+    ) -> tuple[Any, ...]:
+        """The adjoint."""
+        return adjoint(lax.div, operands, residual, variable)
 
     def project(
         self, params: dict[str, Any], operands: Sequence[Array], out: Array, weights: Weights

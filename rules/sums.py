@@ -196,9 +196,10 @@ class SumRule(Rule):
     def _single(self, term: "Term", side: int, operands: Sequence[Array], answer: Array) -> Single:
         readers = jnp.broadcast_to(jnp.asarray(term.map.readers(side), answer.dtype), answer.shape)
         square = readers
-        if len(term.operands) == 2:
-            other = jnp.square(operands[term.operands[1 - side]])
-            square = term.map.pull(jnp.ones(term.map.shape, answer.dtype), other, side)
+        other = operands[term.operands[1 - side]] if len(term.operands) == 2 else None
+        if other is not None and jnp.issubdtype(other.dtype, jnp.inexact):  # and no index
+            ones = jnp.ones(term.map.shape, answer.dtype)
+            square = term.map.pull(ones, jnp.square(other), side)
         return Single(answer, square, readers, term.operands[side], term.map.fan)
 
     def elementwise(self, params: dict[str, Any], variable: Sequence[bool], position: int) -> bool:

@@ -69,6 +69,7 @@ def test_averages():
     batch = problem()[1][0]
     ends = [train.update(params, s, *batch)[0] for s in (restored, state)]
     jax.tree.map(np.testing.assert_array_equal, *ends)
+    jax.tree.map(np.asarray, found)  # its buffers are not those that the update was given
 
 
 def test_averages_of_several_arguments_keep_their_order():
@@ -89,10 +90,14 @@ def test_bad_values():
     for make in (pjax.Momentum, pjax.Averaging):
         with pytest.raises(InputError, match=r"decay must be in \[0, 1\), not 1.0"):
             make(1.0)
-    with pytest.raises(InputError, match=r"acceleration must be values such as pjax.Momentum\(\)"):
-        pjax.project(fit, acceleration=[0.9])  # pyright: ignore
+    for bad in ([0.9], 0.9, pjax.Momentum):
+        with pytest.raises(InputError, match=r"must be values such as pjax.Momentum\(\)"):
+            pjax.project(fit, acceleration=bad)  # pyright: ignore
     train, params, state = run(())
     with pytest.raises(InputError, match="averaged: there is no average"):
+        train.averaged(params, state)
+    train, params, _ = run(pjax.Averaging())
+    with pytest.raises(InputError, match="averaged: the state is that of other accelerations"):
         train.averaged(params, state)
     train, params, state = run(pjax.Averaging())
     with pytest.raises(InputError, match="averaged: parameter"):

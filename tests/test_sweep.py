@@ -343,9 +343,149 @@ def test_what_it_does_not_do():
     for option in ({"copies": True}, {"tol": 0.1}):
         with pytest.raises(InputError, match="a Sweep has no copies and no gap"):
             pjax.project(loop, solver=pjax.Sweep(), **option)
+
+    def truth(w, x):
+        seen = jax.lax.scan(lambda h, x: (jnp.tanh(h @ w + x), h > 0), jnp.zeros(3), x)[1]
+        return pjax.losses.squared_error(jnp.where(seen[-1], 1.0, -1.0)[None], jnp.ones((1, 3)))
+
+    with pytest.raises(TraceError, match="returns a boolean or complex value that depends on"):
+        sweep(truth, jnp.eye(3), normal(0, 4, 3))
     for name in ("strength", "damping", "trust", "reach"):
         with pytest.raises(InputError, match=f"Sweep: {name} must be a positive number, not 0"):
             pjax.Sweep(**{name: 0})
+
+
+def overflows_in_a_scan(w, x):
+    """The norm of zero has no derivative."""
+    return jax.lax.map(lambda row: jnp.linalg.norm(row @ w, axis=-1, keepdims=True), 0 * x)
+
+
+def large_and_satisfied(w, x):
+    return 1e4 * jnp.abs(x @ w)
+
+
+def zero_below_a_sign(w, x):
+    return jnp.sign(0.0 * x @ w) * 100
+
+
+def one_of_several(w, x, which=0):
+    return x @ (w[None][which] + x[0, 0])
+
+
+def moved_about_in_a_scan(w, x):
+    return x @ jax.lax.map(lambda w: w.T, w[None])[0].T
+
+
+def through_no_steps(w, x):
+    return jax.lax.scan(lambda h, x: (jnp.tanh(h + x), None), x @ w, jnp.zeros((0, 5, 3)))[0]
+
+
+def scattered(w, x):
+    return jnp.zeros((5, 3)).at[jnp.array([0, 1, 1])].add(w) + x
+
+
+@pytest.mark.parametrize(
+    "apply",
+    [
+        overflows_in_a_scan,
+        large_and_satisfied,
+        zero_below_a_sign,
+        one_of_several,
+        moved_about_in_a_scan,
+        through_no_steps,
+        scattered,
+    ],
+    ids=lambda f: f.__name__,
+)
+def test_odd_ways_to_parameters(apply):
+    """Seen to fail once."""
+    w, x = normal(0, 3, 3), normal(1, 5, 3)
+
+    def fit(w, x, labels):
+        scores = apply(w, x)
+        return pjax.losses.margin(jnp.broadcast_to(scores, (5, 3)), labels)
+
+    moved, info = sweep(fit, w, x, np.argmax(x, 1).astype(np.int32))
+    assert bool(info.finite) and np.all(np.isfinite(moved))
+
+
+def test_data_that_are_not_known_while_tracing_may_be_added_to_parameters():
+    def fit(w, x, noise, which):
+        return pjax.losses.squared_error(x @ (w[which] + noise), jnp.ones((5, 2)))
+
+    moved, _ = sweep(fit, normal(0, 4, 3, 2), normal(1, 5, 3), normal(2, 3, 2), jnp.int32(1))
+    assert np.array_equal(np.any(moved, (1, 2)), [False, True, False, False])
+
+
+def test_sets_on_parameters_hold_and_do_not_count_as_rows():
+    def fit(w, x, y):
+        return pjax.losses.squared_error(x @ w, y)
+
+    def bounded(w, x, y):
+        pjax.constrain(w, pjax.sets.Box(-bound, bound))
+        return fit(w, x, y)
+
+    w, x, y = normal(0, 40, 2), normal(1, 4, 40), normal(2, 4, 2)
+    bound = 100.0
+    for found, expected in zip(sweep(bounded, w, x, y)[:1], sweep(fit, w, x, y)[:1], strict=True):
+        np.testing.assert_array_equal(found, expected)
+    bound = 0.1
+    moved, info = sweep(bounded, w, x, y)
+    excess = w - np.clip(w, -bound, bound)
+    assert float(info.gap) == pytest.approx(np.linalg.norm(excess), rel=1e-4)
+    np.testing.assert_allclose(moved, sweep(fit, w, x, y)[0] - excess, atol=1e-6)
+
+
+def test_a_sample_alone_is_a_row():
+    def fit(w, x):
+        return pjax.losses.squared_error(x @ w, jnp.ones((*x.shape[:-1], 4)))
+
+    w, x = normal(0, 3, 4), normal(1, 3)
+    np.testing.assert_allclose(sweep(fit, w, x)[0], sweep(fit, w, x[None])[0], atol=1e-6)
+
+
+def test_steps_over_data_are_steps_of_a_dense_layer():
+    x = normal(0, 4, 2, 5, 3)
+
+    def far(apply):
+        def fit(w):
+            return pjax.losses.squared_error(apply(w), jnp.full((4, 2, 5, 2), 9.0))
+
+        return sweep(fit, normal(1, 3, 2), trust=1e-3)[0]
+
+    once = far(lambda w: jax.lax.map(lambda row: row @ w, x))
+    twice = far(lambda w: jax.lax.map(lambda part: jax.lax.map(lambda row: row @ w, part), x))
+    for found in (once, twice):
+        np.testing.assert_allclose(found, far(lambda w: x @ w), atol=1e-6)
+
+
+def test_windows_that_overlap_add_up():
+    images = normal(0, 2, 1, 6, 6)
+
+    def fit(kernel):
+        out = jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME")
+        tops = jax.lax.reduce_window(out, -jnp.inf, jax.lax.max, (1, 1, 3, 3), (1, 1, 1, 1), "SAME")
+        return pjax.losses.squared_error(tops.reshape(2, -1), jnp.ones((2, 72)))
+
+    check_limit(fit, normal(1, 2, 1, 3, 3))
+
+
+def test_half_precision():
+    def fit(w, x):
+        return pjax.losses.squared_error(x @ w, jnp.ones((5, 2), jnp.bfloat16))
+
+    w, x = (jnp.asarray(normal(i, *s), jnp.bfloat16) for i, s in enumerate([(3, 2), (5, 3)]))
+    new, info = pjax.project(fit, solver=pjax.Sweep(trust=0.1))(w, x)
+    assert new.dtype == jnp.bfloat16 and bool(info.finite) and np.any(new != w)
+
+
+def test_the_cause_is_found_in_the_first_of_several_sweeps():
+    def fit(w, x, y):
+        return pjax.losses.squared_error(x @ w, y)
+
+    train = pjax.project(fit, solver=pjax.Sweep(), steps=2)
+    with pytest.raises(pjax.NonFiniteError, match="data argument y"):
+        train(normal(0, 3, 2), normal(1, 5, 3), jnp.full((5, 2), jnp.nan))
 
 
 def test_a_failed_sweep_loses_nothing():
