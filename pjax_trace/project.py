@@ -242,7 +242,8 @@ class Projected:
         """Print what a call compiles to, what it costs, and what is missing; nothing is run.
 
         The first thing to look at when something is wrong: it shows missing rules, too, instead of
-        failing on them.
+        failing on them. It speaks of the steps of solvers, in which scans are lifted over time;
+        what a sweep goes back through, `trace` shows.
         """
         signature, parameters, data = self._split(args, kwargs)
         names = (*signature.parameter_names, *signature.data_names)
