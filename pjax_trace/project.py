@@ -428,9 +428,10 @@ class Projected:
     ) -> "_Outcome":
         """The steps of a solver."""
         run = _Run(graph, self._metric, start, data)
-        values, history, steps = self._iterate(run, run.copies if self._copies else run.copy_free)
-        order = [c for group in run.copy_free.groups for c in group if isinstance(c, Constraint)]
-        return _Outcome(run, run, values, run.copy_free.gaps(values), history, steps, order)
+        copy_free = run.copy_free  # made here, and not in a loop that asks for gaps first
+        values, history, steps = self._iterate(run, run.copies if self._copies else copy_free)
+        order = [c for group in copy_free.groups for c in group if isinstance(c, Constraint)]
+        return _Outcome(run, run, values, copy_free.gaps(values), history, steps, order)
 
     def _sweep(
         self, graph: ConsensusGraph, start: Sequence[Array], data: Sequence[Any]
