@@ -34,9 +34,10 @@ class Sweep(eqx.Module):
     times the mean square of a row of X. A parameter that more rows read than there are of the loss
     has most of them ask for nothing; the factor s is by how many times there are more.
 
-    What is handed to the layers below is the adjoint of R for sums of terms. For every other rule
-    it is the scaled move of an exact projection, which is near the adjoint where the rule is
-    smooth, and needs no derivative where it is not.
+    What is handed to the layers below is the adjoint of R for sums of terms and for functions that
+    mix a slice, and what its tangent makes of R for a smooth curve. Every other rule projects
+    exactly onto a target nearby and scales its move; what is discrete says itself which targets
+    are worth a step. Nothing without a derivative is given one.
 
     Args:
         strength: multiplies the λ of every loss.
@@ -52,6 +53,23 @@ class Sweep(eqx.Module):
 
     Raises:
         InputError: if an argument is not positive.
+
+    Example:
+        A layer below signs, which have no derivative:
+
+        >>> import jax, jax.numpy as jnp
+        >>> import pjax_trace as pjax
+        >>> keys = jax.random.split(jax.random.key(0), 3)
+        >>> x, w = jax.random.normal(keys[0], (64, 4)), jax.random.normal(keys[1], (4, 16))
+        >>> v, y = jax.random.normal(keys[2], (16, 1)), x[:, :1] * x[:, 1:2]
+        >>> def fit(w, x, y):
+        ...     return pjax.losses.squared_error(jnp.sign(x @ w) @ v, y)
+        >>> train = pjax.project(fit, solver=pjax.Sweep(trust=0.01))
+        >>> before, state = fit(w, x, y), train.init(w)
+        >>> for _ in range(100):
+        ...     w, state, info = train.update(w, state, x, y)
+        >>> bool(fit(train.averaged(w, state), x, y) < 0.5 * before)
+        True
     """
 
     strength: float = 5.0
