@@ -39,7 +39,7 @@ SOLVERS: dict[str, Callable[[], Any]] = {
     "sweep": pjax.Sweep,
 }
 COPY_FREE = ("ap", "ap-momentum", "sweep")
-AVERAGING = 0.98
+AVERAGING = pjax.Averaging().decay
 
 
 class Setting(NamedTuple):

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import optax
 
+import pjax_trace as pjax
 from benchmarks import arguments
 from benchmarks.methods import COPY_FREE, SOLVERS, adam_step, project, setting
 from benchmarks.models import MODELS
@@ -90,14 +91,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return MODELS[options.model].make(jax.random.key(0), options.sizes)
 
     subjects = [
-        adam("adam, scan", model(), x, y, options.steps or 50),
+        adam("adam, scan", model(), x, y, options.steps or pjax.Solver.default_steps),
         adam("adam, single calls", model(), x, y, None),
     ]
     for copies in (False,) if options.copy_free else (False, True):
         for name in options.solvers:
             few = options.steps or SOLVERS[name]().default_steps
             steps = options.copies_steps if copies else few
-            if name in COPY_FREE if not copies else name != "sweep":
+            able = name != "sweep" if copies else name in COPY_FREE
+            if able:
                 projected = project(name, setting(name, options.model), steps=steps, copies=copies)
                 subjects.append(projections(name, projected, copies, model(), x, y, steps))
                 print(f"compiled {name}, copies={copies}", file=sys.stderr)

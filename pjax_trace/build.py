@@ -142,15 +142,12 @@ class _Builder:
         """A scan as one constraint for each of its outputs, which are projected onto together."""
         loop = equation.params["loop"]
         body = build_graph(loop.program, coloured=False)
-        results = [v.variable for v in equation.outputs]
-        outputs = [i for i, flag in enumerate(results) if flag]
-        slots = len(equation.outputs) - loop.scan.carries
-        rule = LoopRule(loop, body, equation.outputs[slots:])
-        number = self.names.get("scan", 0)
-        for i in outputs:
-            if i < slots:
-                params = {"number": number, "output": i}
-                self.constrain(equation, rule, params, "scan", result=equation.outputs[i])
+        count = len(equation.outputs) - loop.scan.carries
+        results, slots = equation.outputs[:count], equation.outputs[count:]
+        rule = LoopRule(loop, body, slots)
+        for i, result in enumerate(results):
+            if result.variable:
+                self.constrain(equation, rule, {"output": i}, "scan", result=result)
 
     def visit_call(self, equation: Equation, variable: Sequence[bool]) -> None:
         rule = equation.params["rule"]

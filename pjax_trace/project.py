@@ -264,15 +264,19 @@ class Projected:
         if len(state.memory) != len(self._acceleration):
             raise InputError(f"{method}: the state is that of other accelerations; start from init")
 
+    def _places(self, params: Any) -> dict[int, Any]:
+        """The parameters by position among the function's arguments, in their order."""
+        if not self._several:
+            return {0: params}
+        return dict(sorted(zip(self._numbers(), params, strict=True), key=lambda place: place[0]))
+
     def _moving(self, params: Any) -> dict[int, Any]:
         """The arrays among the parameters, in the order of the function's arguments."""
-        places = dict(zip(self._numbers(), params, strict=True)) if self._several else {0: params}
-        return eqx.filter(dict(sorted(places.items())), _is_moving)
+        return eqx.filter(self._places(params), _is_moving)
 
     def _combine(self, params: Any, arrays: Sequence[Array]) -> Any:
         """Parameters with other arrays."""
-        places = dict(zip(self._numbers(), params, strict=True)) if self._several else {0: params}
-        moving, fixed = eqx.partition(dict(sorted(places.items())), _is_moving)
+        moving, fixed = eqx.partition(self._places(params), _is_moving)
         new = eqx.combine(jax.tree.unflatten(jax.tree.structure(moving), arrays), fixed)
         # The parameters in the order of argnums; the arrays were in that of the arguments.
         return tuple(new[n] for n in self._numbers()) if self._several else new[0]

@@ -32,6 +32,7 @@ __all__ = [
     "Projection",
     "Range",
     "Refusal",
+    "Request",
     "Rule",
     "Single",
     "ViewRule",
@@ -90,6 +91,22 @@ class Range(NamedTuple):
     axis: int
     start: int
     stop: int
+
+
+class Request(NamedTuple):
+    """What a sweep asks of a constraint: that its output should move.
+
+    Attributes:
+        out: the output of the forward pass.
+        residual: the direction in which it is to go, and how much that is asked.
+        variable: which operands can be asked to move for it.
+        reach: how far a target may be, in relation to the size of the output.
+    """
+
+    out: Array
+    residual: Array
+    variable: Sequence[bool]
+    reach: float
 
 
 class Columns(eqx.Module):
@@ -258,28 +275,25 @@ class Rule:
         raise NotImplementedError
 
     def hand_over(
-        self,
-        params: dict[str, Any],
-        operands: Sequence[Array],
-        out: Array,
-        residual: Array,
-        variable: Sequence[bool],
-        reach: float,
+        self, params: dict[str, Any], operands: Sequence[Array], request: Request
     ) -> tuple[Any, ...]:
         """What a sweep asks of the operands, the output being asked to move; None for data.
 
-        ``operands`` and ``out`` are a point of the graph, ``residual`` a direction for ``out``.
         By default a projection of ``(operands, out + g residual)``, with g such that the target is
         nearer than the size of the output by the factor ``reach``, and operands that weigh `HEAVY`
         times what the output does. What they move by is scaled back, so that it tends to the
         adjoint, but for operands that are much larger than the output: what they move by is
         rounded. Smooth rules had better say what their tangent hands over.
         """
-        size, asked = (jnp.sqrt(jnp.mean(jnp.square(x))) for x in (out, residual))
+        size, asked = (jnp.sqrt(jnp.mean(jnp.square(x))) for x in (request.out, request.residual))
         size, asked = (jnp.where(x > 0, x, 1.0) for x in (size, asked))
-        step = reach * size
-        weights = Weights(tuple(HEAVY if v else None for v in variable), jnp.ones_like(out))
-        answer = self.project(params, operands, out + step * (residual / asked), weights)
+        step = request.reach * size
+        weights = Weights(
+            tuple(HEAVY if v else None for v in request.variable), jnp.ones_like(request.out)
+        )
+        answer = self.project(
+            params, operands, request.out + step * (request.residual / asked), weights
+        )
         undone = (HEAVY + 1) / HEAVY * asked / step
         return tuple(
             None if m is None else undone * (m.first - m.mass * x)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from pjax_trace.build import LoopRule
 from pjax_trace.errors import check_positive
 from pjax_trace.graph import ConsensusGraph, Constraint, Variable, View
-from pjax_trace.registry import Block, Weights
+from pjax_trace.registry import Block, Request, Weights
 from pjax_trace.trace import Value
 
 __all__ = ["Sweep"]
@@ -160,9 +160,8 @@ class Sweep(eqx.Module):
             if c.out is None or c.out not in residuals:
                 continue
             operands, residual = point.operands(c), residuals[c.out]
-            answers = c.rule.hand_over(
-                c.params, operands, point.values[c.out], residual, c.variable, self.reach
-            )
+            request = Request(point.values[c.out], residual, c.variable, self.reach)
+            answers = c.rule.hand_over(c.params, operands, request)
             own = point.own(c, numbers)
             for i, view in c.reads:
                 if i not in own:

@@ -19,6 +19,7 @@ from pjax_trace.registry import (
     Case,
     Moment,
     Projection,
+    Request,
     Rule,
     Weights,
     adjoint,
@@ -319,16 +320,10 @@ class Composite(Rule):
         return self._function(*operands, **params)
 
     def hand_over(
-        self,
-        params: dict[str, Any],
-        operands: Sequence[Array],
-        out: Array,
-        residual: Array,
-        variable: Sequence[bool],
-        reach: float,
+        self, params: dict[str, Any], operands: Sequence[Array], request: Request
     ) -> tuple[Any, ...]:
         """The adjoint."""
-        return adjoint(partial(self.apply, params), operands, residual, variable)
+        return adjoint(partial(self.apply, params), operands, request.residual, request.variable)
 
     def project(
         self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights

@@ -29,6 +29,7 @@ from pjax_trace.registry import (
     Moment,
     Projection,
     Refusal,
+    Request,
     Rule,
     ViewRule,
     Weights,
@@ -129,13 +130,7 @@ class Staircase(Elementwise):
         return abs(self._rise) or 1.0
 
     def hand_over(
-        self,
-        params: dict[str, Any],
-        operands: Sequence[Array],
-        out: Array,
-        residual: Array,
-        variable: Sequence[bool],
-        reach: float,
+        self, params: dict[str, Any], operands: Sequence[Array], request: Request
     ) -> tuple[Any, ...]:
         """A target a step away, worth what is asked beside what is asked of others.
 
@@ -149,19 +144,19 @@ class Staircase(Elementwise):
         """
         x, *data = operands
         axes = tuple(range(1, x.ndim)) if x.ndim > 1 else None
-        asked = jnp.mean(jnp.abs(residual), axes, keepdims=x.ndim > 1)
+        asked = jnp.mean(jnp.abs(request.residual), axes, keepdims=x.ndim > 1)
         size = jnp.sqrt(jnp.mean(jnp.square(x)))
         asked, size = (jnp.where(a > 0, a, 1.0) for a in (asked, size))
         height = self._height(*data, **params)
-        goal = out + residual * (height / (2 * asked))
+        goal = request.out + request.residual * (height / (2 * asked))
         weight = jnp.square(height / (_FLIP * size))
         # Between two steps, as 0 is of a sign, nothing can stay for long.
         points = self._rise == 0
         value, lower, upper = self._nearest_piece(params, x, data, goal, weight, 1.0, points=points)
         margin = jnp.minimum(size, 0.5 * (upper - lower))
-        outward = self._rise * residual
+        outward = self._rise * request.residual
         outermost = jnp.where(outward > 0, upper == jnp.inf, (outward < 0) & (lower == -jnp.inf))
-        told = (value != out) | (outermost & (jnp.abs(residual) >= asked))
+        told = (value != request.out) | (outermost & (jnp.abs(request.residual) >= asked))
         moved = jnp.where(told, jnp.clip(x, lower + margin, upper - margin), x)
         return (asked / size * (moved - x), *(None for _ in data))
 
@@ -373,26 +368,15 @@ class TruthTable(Rule):
         return _nearest_case(rows, operands, out, weights)
 
     def hand_over(
-        self,
-        params: dict[str, Any],
-        operands: Sequence[Array],
-        out: Array,
-        residual: Array,
-        variable: Sequence[bool],
-        reach: float,
+        self, params: dict[str, Any], operands: Sequence[Array], request: Request
     ) -> tuple[Any, ...]:
         """What each boolean would change by becoming true, the others being what they are."""
 
-        def changed(i: int) -> Array:
-            ends = (
-                self.apply(
-                    params, *operands[:i], jnp.full_like(operands[i], end), *operands[i + 1 :]
-                )
-                for end in (1.0, 0.0)
-            )
-            return next(ends) - next(ends)
+        def at(i: int, end: float) -> Array:
+            fixed = jnp.full_like(operands[i], end)
+            return self.apply(params, *operands[:i], fixed, *operands[i + 1 :])
 
-        return tuple(residual * changed(i) for i in range(len(operands)))
+        return tuple(request.residual * (at(i, 1.0) - at(i, 0.0)) for i in range(len(operands)))
 
 
 class Choice(Rule):
@@ -434,20 +418,14 @@ class Choice(Rule):
         return _nearest_case(points, operands, out, weights)
 
     def hand_over(
-        self,
-        params: dict[str, Any],
-        operands: Sequence[Array],
-        out: Array,
-        residual: Array,
-        variable: Sequence[bool],
-        reach: float,
+        self, params: dict[str, Any], operands: Sequence[Array], request: Request
     ) -> tuple[Any, ...]:
         """All to the case that is chosen; to the boolean, what the other one would change."""
         which, *cases = operands
         chosen = which > 0.5
-        shares = [jnp.where(chosen == bool(i), residual, 0) for i in range(2)]
-        every = [residual * (cases[1] - cases[0]), *shares]
-        return tuple(r if v else None for r, v in zip(every, variable, strict=True))
+        shares = [jnp.where(chosen == bool(i), request.residual, 0) for i in range(2)]
+        every = [request.residual * (cases[1] - cases[0]), *shares]
+        return tuple(r if v else None for r, v in zip(every, request.variable, strict=True))
 
 
 def _cost(metric: Sequence[Any], point: Sequence[Array], start: Sequence[Array]) -> Array:

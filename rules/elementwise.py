@@ -15,6 +15,7 @@ from pjax_trace.registry import (
     Case,
     Projection,
     Refusal,
+    Request,
     Rule,
     Weights,
     evaluate,
@@ -81,19 +82,13 @@ class Smooth(Elementwise):
     """An elementwise function with a derivative."""
 
     def hand_over(
-        self,
-        params: dict[str, Any],
-        operands: Sequence[Array],
-        out: Array,
-        residual: Array,
-        variable: Sequence[bool],
-        reach: float,
+        self, params: dict[str, Any], operands: Sequence[Array], request: Request
     ) -> tuple[Any, ...]:
         """That of the tangent, from which so near a target cannot tell the curve."""
         x, *data = operands
         _, slope = jax.jvp(lambda x: self.apply(params, x, *data), (x,), (jnp.ones_like(x),))
         share = (HEAVY + 1) * slope / (HEAVY + jnp.square(slope))
-        return (jnp.where(jnp.isfinite(share), share, 0) * residual, *(None for _ in data))
+        return (jnp.where(jnp.isfinite(share), share, 0) * request.residual, *(None for _ in data))
 
 
 class CurveRule(Smooth):

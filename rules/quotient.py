@@ -7,7 +7,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from pjax_trace.registry import Moment, Projection, Rule, Weights, adjoint, squared_distance
+from pjax_trace.registry import (
+    Moment,
+    Projection,
+    Request,
+    Rule,
+    Weights,
+    adjoint,
+    squared_distance,
+)
 from pjax_trace.rules import bilinear
 
 __all__ = ["QUOTIENT", "QuotientRule"]
@@ -32,16 +40,10 @@ class QuotientRule(Rule):
         return True
 
     def hand_over(
-        self,
-        params: dict[str, Any],
-        operands: Sequence[Array],
-        out: Array,
-        residual: Array,
-        variable: Sequence[bool],
-        reach: float,
+        self, params: dict[str, Any], operands: Sequence[Array], request: Request
     ) -> tuple[Any, ...]:
         """The adjoint."""
-        return adjoint(lax.div, operands, residual, variable)
+        return adjoint(lax.div, operands, request.residual, request.variable)
 
     def project(
         self, params: dict[str, Any], operands: Sequence[Array], out: Array, weights: Weights

@@ -26,6 +26,7 @@ from pjax_trace.registry import (
     Moment,
     Projection,
     Range,
+    Request,
     Rule,
     Single,
     Weights,
@@ -131,20 +132,14 @@ class SumRule(Rule):
         return Projection(tuple(moments), out if frame is None else frame.forward(out), distance)
 
     def hand_over(
-        self,
-        params: dict[str, Any],
-        operands: Sequence[Array],
-        out: Array,
-        residual: Array,
-        variable: Sequence[bool],
-        reach: float,
+        self, params: dict[str, Any], operands: Sequence[Array], request: Request
     ) -> tuple[Any, ...]:
         """The limit of heavy operands, each moving alone, which is the adjoint."""
         answers: list[Any] = [None] * len(operands)
         for term in params["terms"]:
-            back = term.sign * term.backward(residual)
+            back = term.sign * term.backward(request.residual)
             for side, position in enumerate(term.operands):
-                if variable[position]:
+                if request.variable[position]:
                     paired = len(term.operands) == 2
                     other = operands[term.operands[1 - side]] if paired else None
                     answers[position] = term.map.pull(back, other, side)

@@ -8,7 +8,7 @@ import pytest
 
 import pjax_trace as pjax
 from pjax_trace.errors import InputError, TraceError
-from pjax_trace.registry import rule_for
+from pjax_trace.registry import Request, rule_for
 
 from .models import LABELS, MODELS
 
@@ -263,7 +263,9 @@ def test_a_scan_is_one_block_of_all_its_steps():
     w, x, target = 0.5 * normal(0, 3, 3), normal(1, 5, 2, 3), normal(2, 5, 2, 3)
 
     def fit(w, x, noise):
-        step = lambda h, now: (now[1], (h, now[0] @ w + now[1]))  # noqa: E731
+        def step(_, now):
+            return now[1], (now[1], now[0] @ w + now[1])
+
         _, (_, out) = jax.lax.scan(step, jnp.zeros((2, 3)), (x, noise))
         return pjax.losses.squared_error(out, target)
 
@@ -280,7 +282,7 @@ def test_a_sign_goes_where_it_pays():
     """In NumPy: benefit beside the mean of the sample, cost beside the size of the layer."""
     u, asked = normal(0, 40, 30), normal(1, 40, 30) ** 3
     rule = rule_for(jax.lax.sign_p)
-    (found,) = rule.hand_over({}, (u,), jnp.sign(u), asked, (True,), 5e-3)
+    (found,) = rule.hand_over({}, (u,), Request(jnp.sign(u), asked, (True,), 5e-3))
     mean, size = np.mean(np.abs(asked), 1, keepdims=True), np.sqrt(np.mean(u**2))
     sign, target, worth = np.sign(u), np.sign(asked), np.abs(asked) / mean
     flips = (sign != target) & (u**2 <= 0.25 * size**2 * (worth - 1))
