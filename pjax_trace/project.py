@@ -1,8 +1,6 @@
 """The transform: ``pjax.project(fn)`` trains the variables of a function by projections."""
 
-import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
@@ -22,11 +20,24 @@ from pjax_trace.explain import explanation
 from pjax_trace.graph import ConsensusGraph, Constraint, Variable
 from pjax_trace.lower import Copies, CopyFree, Problem, Space, expand_copies
 from pjax_trace.metric import Metric
+from pjax_trace.signature import (
+    Signature,
+    check_parameters,
+    is_moving,
+    is_shape,
+    kind_of,
+    mismatch,
+    shapes_of,
+)
 from pjax_trace.solvers import AlternatingProjections, Solver
 from pjax_trace.sweep import Sweep
 from pjax_trace.trace import Value, trace_program
 
 __all__ = ["Info", "Projected", "State", "project"]
+
+
+# As many kinds of calls are remembered, to know the next one of a kind at once.
+_SIGNATURES = 64
 
 
 class Info(eqx.Module):
@@ -91,49 +102,6 @@ class State(eqx.Module):
     structure: Any = eqx.field(static=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Signature:
-    """A call with its arrays taken out: hashable, so that each kind of call compiles once."""
-
-    structure: Any
-    static: tuple[Any, ...]
-    parameter: tuple[bool, ...]
-    names: tuple[str, ...]
-
-    @property
-    def parameter_names(self) -> tuple[str, ...]:
-        return tuple(n for n, p in zip(self.names, self.parameter, strict=True) if p)
-
-    @property
-    def data_names(self) -> tuple[str, ...]:
-        flags = zip(self.names, self.parameter, self.static, strict=True)
-        return tuple(n for n, p, s in flags if not p and s is _ARRAY)
-
-    def rebuild(self, parameters: Sequence[Any], data: Sequence[Any]) -> tuple[tuple, dict]:
-        """The arguments, from their arrays."""
-        moving, fixed = iter(parameters), iter(data)
-        leaves = [
-            next(moving) if p else next(fixed) if s is _ARRAY else s.leaf
-            for p, s in zip(self.parameter, self.static, strict=True)
-        ]
-        return jax.tree.unflatten(self.structure, leaves)
-
-
-class _Array:
-    def __repr__(self) -> str:
-        return "array"
-
-
-_ARRAY = _Array()
-
-
-class _Static(NamedTuple):
-    """An argument that is no array; True, 1 and 1.0 are equal, but not the same program."""
-
-    kind: type
-    leaf: Any
-
-
 class Projected:
     """A function turned into a solver for its variables. Made by `project`."""
 
@@ -159,8 +127,9 @@ class Projected:
         self._copies = copies
         self._tol = tol
         self._several = isinstance(argnums, tuple)
-        # An update gives away the buffers of the state, and those of the parameters on request.
-        buffers = (1, 2) if donate else (2,)
+        self._signatures: dict[Any, Signature] = {}
+        self._donate = donate
+        buffers = (1, 2) if donate else ()
         self._jitted = jax.jit(self._run, static_argnums=0, donate_argnums=buffers)
         self._jitted_once = jax.jit(self._run, static_argnums=0)
 
@@ -172,7 +141,7 @@ class Projected:
         """One update from scratch: the arguments of the function → new parameters and info."""
         parameters = self._parameters_of(args)
         state = self.init(parameters)
-        new, _, info = self._update(self._jitted_once, parameters, state, args, kwargs)
+        new, _, info = self._update(self._jitted_once, state, args, kwargs)
         return new, info
 
     def init(self, params: PyTree) -> State:
@@ -181,14 +150,14 @@ class Projected:
         Raises:
             InputError: if ``params`` has no floating-point array, or integer ones outside modules.
         """
-        _check_parameters(params)
+        check_parameters(params)
         zero = functools.partial(jnp.zeros, (), jnp.int32)
         leaves = [
-            jnp.zeros(x.shape, x.dtype) if _is_shape(x) else jnp.asarray(x)
+            jnp.zeros(x.shape, x.dtype) if is_shape(x) else jnp.asarray(x)
             for x in jax.tree.leaves(self._moving(params))
         ]
         memory = tuple(a.init(leaves) for a in self._acceleration)
-        return State(zero(), zero(), memory, _structure(params))
+        return State(zero(), zero(), memory, shapes_of(params))
 
     def averaged(self, params: PyTree, state: State) -> PyTree:
         """The parameters with their averages in the places of the floating-point arrays.
@@ -200,7 +169,7 @@ class Projected:
         Raises:
             InputError: if there is no `Averaging` among the accelerations, or the shapes differ.
         """
-        self._check_state("averaged", params, state)
+        self._check_state("averaged", shapes_of(params), state)
         kept = [
             memory
             for acceleration, memory in zip(self._acceleration, state.memory, strict=True)
@@ -211,13 +180,11 @@ class Projected:
                 "averaged: there is no average; give pjax_trace.project the acceleration "
                 "pjax_trace.Averaging()"
             )
-        # Copies, because the next update gives the buffers of the state away.
-        return self._combine(params, [jnp.array(x) for x in kept[-1]])
+        # Copies, where the next update gives the buffers of the state away.
+        return self._combine(params, [jnp.array(x) if self._donate else x for x in kept[-1]])
 
     def update(self, params: PyTree, state: State, /, *args: Any, **kwargs: Any) -> tuple:
         """One update: ``params, state, info``.
-
-        The state is donated: use the one that is returned.
 
         Args:
             params: the arguments that ``argnums`` names (a tuple of them if that is a tuple).
@@ -230,8 +197,7 @@ class Projected:
             NonFiniteError: if NaN or infinity turns up (not under ``jax.jit``: there
                 ``info.finite`` tells, and the parameters come back as they were).
         """
-        self._check_state("update", params, state)
-        return self._update(self._jitted, params, state, self._insert(params, args), kwargs)
+        return self._update(self._jitted, state, self._insert(params, args), kwargs)
 
     def trace(self, *args: Any, **kwargs: Any) -> ConsensusGraph:
         """The consensus graph of a call, without running it."""
@@ -256,11 +222,11 @@ class Projected:
         signature, parameters, data = self._split(args, kwargs)
         return self._jitted.lower(signature, parameters, self.init(self._parameters_of(args)), data)
 
-    def _check_state(self, method: str, params: Any, state: Any) -> None:
+    def _check_state(self, method: str, shapes: Any, state: Any) -> None:
         if not isinstance(state, State):
             raise InputError(f"{method}: state must come from init, but is {type(state).__name__}")
-        if _structure(params) != state.structure:
-            raise InputError(_mismatch(method, params, state.structure))
+        if shapes != state.structure:
+            raise InputError(mismatch(method, shapes, state.structure))
         if len(state.memory) != len(self._acceleration):
             raise InputError(f"{method}: the state is that of other accelerations; start from init")
 
@@ -272,11 +238,11 @@ class Projected:
 
     def _moving(self, params: Any) -> dict[int, Any]:
         """The arrays among the parameters, in the order of the function's arguments."""
-        return eqx.filter(self._places(params), _is_moving)
+        return eqx.filter(self._places(params), is_moving)
 
     def _combine(self, params: Any, arrays: Sequence[Array]) -> Any:
         """Parameters with other arrays."""
-        moving, fixed = eqx.partition(self._places(params), _is_moving)
+        moving, fixed = eqx.partition(self._places(params), is_moving)
         new = eqx.combine(jax.tree.unflatten(jax.tree.structure(moving), arrays), fixed)
         # The parameters in the order of argnums; the arrays were in that of the arguments.
         return tuple(new[n] for n in self._numbers()) if self._several else new[0]
@@ -300,36 +266,28 @@ class Projected:
         count = len(places) + len(rest)
         return tuple(places[i] if i in places else next(others) for i in range(count))
 
-    def _split(self, args: tuple, kwargs: dict) -> tuple[_Signature, list[Any], list[Any]]:
+    def _split(self, args: tuple, kwargs: dict) -> tuple[Signature, list[Any], list[Any]]:
         """A call's arrays: those to solve for, and data; and what is left."""
-        leaves, structure = jax.tree_util.tree_flatten_with_path((args, kwargs))
-        names = _argument_names(self._fn, len(args))
-        flags, static, labels = [], [], []
-        parameters, data = [], []
-        for path, leaf in leaves:
-            place, number, *inner = path
-            own = place.idx == 0 and number.idx in self._numbers()
-            root = names[number.idx] if place.idx == 0 else number.key
-            labels.append(root + jax.tree_util.keystr(tuple(inner)))
-            moving = own and _is_moving(leaf)
-            flags.append(moving)
-            if moving:
-                parameters.append(leaf if _is_shape(leaf) else jnp.asarray(leaf))
-                static.append(_ARRAY)
-            elif _is_array(leaf) or (isinstance(leaf, float) and not inner):
-                # A number that is an argument by itself is data, as under jax.jit.
-                data.append(leaf if _is_array(leaf) else jnp.asarray(leaf))
-                static.append(_ARRAY)
-            else:
-                static.append(_Static(type(leaf), leaf))
-        signature = _Signature(structure, tuple(static), tuple(flags), tuple(labels))
+        signature, leaves = self._sign(args, kwargs)
+        return signature, *signature.arrays(leaves)
+
+    def _sign(self, args: tuple, kwargs: dict) -> tuple[Signature, list[Any]]:
+        """What is known of a call but its arrays; and its leaves."""
+        leaves, structure = jax.tree.flatten((args, kwargs))
         try:
-            hash(signature)
+            key = structure, tuple(map(kind_of, leaves))
+            signature = self._signatures.get(key)
         except TypeError as error:
             raise InputError(f"an argument that is no array must be hashable: {error}") from error
-        return signature, parameters, data
+        if signature is None:
+            params = self._parameters_of(args)
+            signature = Signature.of(structure, key[1], self._numbers(), params, self._fn)
+            if len(self._signatures) == _SIGNATURES:
+                self._signatures.clear()
+            self._signatures[key] = signature
+        return signature, leaves
 
-    def _flat(self, signature: _Signature) -> Callable[..., list[Any]]:
+    def _flat(self, signature: Signature) -> Callable[..., list[Any]]:
         """The function, from flat lists of arrays to one."""
 
         def function(parameters: list[Any], data: list[Any]) -> list[Any]:
@@ -339,7 +297,7 @@ class Projected:
         return function
 
     def _graph(
-        self, signature: _Signature, parameters: Sequence[Any], data: Sequence[Any]
+        self, signature: Signature, parameters: Sequence[Any], data: Sequence[Any]
     ) -> ConsensusGraph:
         parallel = not isinstance(self._solver, Sweep)
         program = trace_program(
@@ -362,12 +320,13 @@ class Projected:
         return graph
 
     def _update(
-        self, jitted: Any, params: Any, state: State, args: tuple, kwargs: dict
+        self, jitted: Any, state: Any, args: tuple, kwargs: dict
     ) -> tuple[Any, State, Info]:
-        _check_parameters(params)
-        signature, parameters, data = self._split(args, kwargs)
+        signature, leaves = self._sign(args, kwargs)
+        self._check_state("update", signature.shapes, state)
+        parameters, data = signature.arrays(leaves)
         moved, new_state, info = jitted(signature, parameters, state, data)
-        new = self._combine(params, moved)
+        new = self._parameters_of(signature.replace(leaves, moved)[0])
         if _compat.is_known(info.finite) and not bool(info.finite):
             culprit = info.suspects[int(info.culprit)]
             raise NonFiniteError(
@@ -382,7 +341,7 @@ class Projected:
         return new, new_state, info
 
     def _run(
-        self, signature: _Signature, parameters: list[Array], state: State, data: list[Any]
+        self, signature: Signature, parameters: list[Array], state: State, data: list[Any]
     ) -> tuple[list[Array], State, Info]:
         """One update, traced once per signature and compiled into one computation."""
         graph = self._graph(signature, parameters, data)
@@ -393,8 +352,9 @@ class Projected:
         first, run, values, squared, history, steps, order = solve(graph, start, data)
         outputs = {c: i for i, c in enumerate(graph.constraints) if c.rule.family == "loss"}
         hard = [i for i, c in enumerate(graph.constraints) if c not in outputs]
-        flags, suspects = first.suspects(history, squared, signature, order, values)
-        finite = jnp.logical_not(jnp.any(flags))
+        ends = values[: len(parameters)]  # Parameters come first.
+        finite = _all_finite((*ends, history, squared))
+        suspects, find = first.suspects(history, squared, signature, order, ends)
         env = dict(zip(graph.variables, values, strict=True))
         # The last operand of a loss is its scale.
         losses = [c.rule.apply(c.params, *run.problem.operands(c, env)[:-1]) for c in outputs]
@@ -407,7 +367,7 @@ class Projected:
             history=jnp.where(taken, moved, jnp.nan),
             steps=steps,
             finite=finite,
-            culprit=jnp.argmax(flags),
+            culprit=jax.lax.cond(finite, lambda: jnp.zeros((), jnp.int32), find),
             names=tuple(graph.constraints[i].name for i in hard),
             loss_names=tuple(c.name for c in outputs),
             sources=tuple(graph.constraints[i].source for i in hard),
@@ -551,11 +511,11 @@ class _Run:
         self,
         history: Array,
         squared: Array,
-        signature: _Signature,
+        signature: Signature,
         order: Sequence[Constraint],
-        values: Sequence[Array],
-    ) -> tuple[Array, tuple[str, ...]]:
-        """What may turn out not to be finite, the likeliest cause first."""
+        ends: Sequence[Array],
+    ) -> tuple[tuple[str, ...], Callable[[], Array]]:
+        """What may turn out not to be finite, the likeliest cause first, and which one it was."""
         graph = self.graph
         arrays = [
             (f"parameter {n}", x)
@@ -571,22 +531,26 @@ class _Run:
             for c in graph.constraints
             if c.out is not None
         ]
-        flags = [jnp.any(~jnp.isfinite(x)) for _, x in arrays]
-        names = [name for name, _ in arrays]
-        # The first step that went wrong, and in it the constraint that was projected first.
-        bad = ~jnp.isfinite(jnp.concatenate([history, squared[None]]))
-        early = bad[jnp.argmax(jnp.any(bad, 1))]
+        updates = [
+            (f"the update of {n}", x) for n, x in zip(signature.parameter_names, ends, strict=True)
+        ]
+        names = [name for name, _ in (*arrays, *updates)]
+        names[len(arrays) : len(arrays)] = [f"the projection onto {c.label}" for c in order]
         number = {c: i for i, c in enumerate(graph.constraints)}
-        for c in order:
-            flags.append(early[number[c]])
-            names.append(f"the projection onto {c.label}")
-        for name, x in zip(signature.parameter_names, values, strict=False):  # which come first
-            flags.append(jnp.any(~jnp.isfinite(x)))
-            names.append(f"the update of {name}")
-        # Data may be infinite where the function can use it; then nothing comes of it.
-        result = np.array([not name.startswith("data argument ") for name in names])
-        every = jnp.stack(flags)
-        return every & jnp.any(every & result), tuple(names)
+        places = np.array([number[c] for c in order], int)
+
+        def find() -> Array:
+            # The first step that went wrong, and in it the constraint that was projected first.
+            bad = ~jnp.isfinite(jnp.concatenate([history, squared[None]]))
+            early = bad[jnp.argmax(jnp.any(bad, 1))][places]
+            before, after = (
+                [jnp.logical_not(_all_finite((x,))) for _, x in group]
+                for group in (arrays, updates)
+            )
+            flags = jnp.concatenate([jnp.stack(before), early, jnp.stack(after)])
+            return jnp.argmax(flags).astype(jnp.int32)
+
+        return tuple(names), find
 
 
 def project(
@@ -619,8 +583,9 @@ def project(
         copies: whether to keep an explicit copy of every operand for each scalar equation. Default:
             what the solver needs; alternating projections need none.
         tol: stop early once the gap is at most this. Costs a projection per step.
-        donate: whether ``update`` gives the buffers of the parameters to their successors, too.
-            The old ones are then gone, but those that a failed update leaves are in its error.
+        donate: whether ``update`` gives the buffers of parameters and state to their successors,
+            which saves memory. The old ones are then gone, but those that a failed update leaves
+            are in its error.
 
     Returns:
         A `Projected`: call it as ``params, info = projected(params, *args)``, or keep state with
@@ -687,69 +652,7 @@ def project(
     return Projected(fn, argnums, solver, steps, metric, tuple(accelerations), copies, tol, donate)
 
 
-def _is_shape(leaf: Any) -> bool:
-    return isinstance(leaf, jax.ShapeDtypeStruct)
-
-
-def _is_array(leaf: Any) -> bool:
-    return eqx.is_array(leaf) or _is_shape(leaf) or isinstance(leaf, (np.ndarray, np.generic))
-
-
-def _is_moving(leaf: Any) -> bool:
-    return _is_array(leaf) and bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
-
-
-def _argument_names(fn: Callable[..., Any], count: int) -> list[str]:
-    """What the function calls its positional arguments."""
-    try:
-        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        names = [p.name for p in inspect.signature(fn).parameters.values() if p.kind in kinds]
-    except (TypeError, ValueError):
-        names = []
-    return [names[i] if i < len(names) else f"args[{i}]" for i in range(count)]
-
-
-def _check_parameters(params: Any) -> None:
-    """Something to solve for, and nothing that looks like it but cannot move."""
-    leaves = jax.tree_util.tree_leaves_with_path(
-        params, is_leaf=lambda node: isinstance(node, eqx.Module)
-    )
-    for path, leaf in leaves:
-        if isinstance(leaf, eqx.Module):
-            continue  # modules carry integers and flags of their own, which are data
-        if isinstance(leaf, (bool, int, complex)) or (
-            eqx.is_array_like(leaf) and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        ):
-            raise InputError(
-                f"parameter params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}: "
-                "projections move real numbers; convert it to float32, or pass it as another "
-                "argument, which is data"
-            )
-    moving = [leaf for leaf in jax.tree.leaves(params) if _is_moving(leaf)]
-    if not moving:
-        raise InputError(
-            "the parameters hold no floating-point array, so there is nothing to solve for"
-        )
-    for leaf in moving:
-        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-            raise InputError("complex parameters are not supported; use real and imaginary parts")
-
-
-def _structure(params: Any) -> Any:
-    moving = eqx.filter(params, _is_moving)
-    leaves = jax.tree_util.tree_leaves_with_path(moving)
-    return tuple(
-        (jax.tree_util.keystr(path), tuple(leaf.shape), np.dtype(leaf.dtype).name)
-        for path, leaf in leaves
-    )
-
-
-def _mismatch(method: str, params: Any, structure: Any) -> str:
-    now, then = dict((p, d) for p, *d in _structure(params)), dict((p, d) for p, *d in structure)
-    for path in dict.fromkeys((*then, *now)):
-        if now.get(path) != then.get(path):
-            return (
-                f"{method}: parameter params{path} is {now.get(path, 'missing')}, but was "
-                f"{then.get(path, 'missing')} in init; start from a new init(params)"
-            )
-    return f"{method}: the parameters are not those of init; start from a new init(params)"
+def _all_finite(arrays: Sequence[Array]) -> Bool[Array, ""]:
+    """Whether all elements are; 0 times one that is not is NaN, which no sum forgets."""
+    totals = [jnp.sum(x * 0).astype(jnp.float32) for x in arrays]
+    return functools.reduce(jnp.add, totals) == 0

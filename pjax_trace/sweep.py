@@ -21,6 +21,7 @@ from pjax_trace.build import LoopRule
 from pjax_trace.errors import check_positive
 from pjax_trace.graph import ConsensusGraph, Constraint, Variable, View
 from pjax_trace.registry import Block, Request, Weights
+from pjax_trace.ridge import solve_ridge
 from pjax_trace.trace import Value
 
 __all__ = ["Sweep"]
@@ -42,6 +43,8 @@ class Sweep(eqx.Module):
     Args:
         strength: multiplies the λ of every loss.
         damping: of the least-squares solution; larger moves less.
+        rank: of the approximation of XᵀX that is solved with, see `pjax_trace.ridge`; None to solve
+            exactly. It is exact, too, for layers of no larger fan-in.
         trust: how far a layer's parameters move at most, in relation to their size (root mean
             square, or √(2 / fan-in) if that is larger); twice as far in a scan that carries
             variables, 10/3 times in convolutions.
@@ -74,6 +77,7 @@ class Sweep(eqx.Module):
 
     strength: float = 5.0
     damping: float = 10.0
+    rank: int | None = 16
     trust: float = 3e-3
     reach: float = 5e-3
     per_unit: bool | None = None
@@ -127,8 +131,7 @@ class Sweep(eqx.Module):
                     moves[variable] = moves[variable] + step if variable in moves else step
         per_unit = _is_discrete(graph) if self.per_unit is None else self.per_unit
         for layer in self._layers(point, residuals, numbers):
-            steps = self._solve(layer, values, metric, rows, per_unit)
-            moved = _squares(step for _, step in steps)
+            steps, moved = self._solve(layer, values, metric, rows, per_unit)
             distances[layer.constraint] = distances.get(layer.constraint, 0.0) + moved
             for variable, step in steps:
                 moves[variable] = moves[variable] + step if variable in moves else step
@@ -265,21 +268,24 @@ class Sweep(eqx.Module):
         metric: Mapping[Variable, float],
         rows: int,
         per_unit: bool,
-    ) -> list[tuple[Variable, Array]]:
-        """The parameters of one constraint, projected."""
+    ) -> tuple[list[tuple[Variable, Array]], Array]:
+        """What the parameters of one constraint move by, and the sum of the squares of that."""
         moves: list[tuple[Variable, Array]] = []
+        squares: Any = 0.0
         if layer.target is not None:
             roots = [math.sqrt(max(metric[base] for base in part.bases)) for part in layer.parts]
             scaled = [part.matrix / root for part, root in zip(layer.parts, roots, strict=True)]
-            matrix = jnp.concatenate(scaled, 1)
-            unknown = _least_squares(matrix, matrix.shape[0] / rows * layer.target, self.damping)
-            steps = jnp.split(unknown, np.cumsum([x.shape[1] for x in scaled])[:-1])
+            target = len(layer.target) / rows * layer.target
+            steps = solve_ridge(scaled, target, self.damping, self.rank)
             steps = [step / root for step, root in zip(steps, roots, strict=True)]
             count = max(1, sum(part.count for part in layer.parts))
             size = jnp.sqrt(jnp.asarray(sum(part.squares for part in layer.parts)) / count)
-            factor = self._trusted(size, matrix.shape[1], steps, layer.pace, per_unit)
+            fan = sum(map(len, steps))
+            factor = self._trusted(size, fan, steps, layer.pace, per_unit)
             for part, step in zip(layer.parts, steps, strict=True):
                 moves += part.place(factor * step)
+                lengths = jnp.sum(jnp.square(step), 0, keepdims=True)
+                squares = squares + jnp.sum(jnp.square(factor) * lengths)
         for e in layer.elements:
             readers = jnp.maximum(jnp.mean(e.readers), 1)
             ridge = metric[e.variable] * self.damping * jnp.mean(e.square) / readers
@@ -287,7 +293,8 @@ class Sweep(eqx.Module):
             step = readers / rows * e.gradient / jnp.where(total > 0, total, 1)
             factor = self._trusted(_rms([values[e.variable]]), e.fan, [step], layer.pace, False)
             moves.append((e.variable, factor * step))
-        return moves
+            squares = squares + jnp.square(factor) * _squares([step])
+        return moves, squares
 
     def _trusted(
         self, size: Array, fan: int, steps: Sequence[Array], pace: float, per_unit: bool
@@ -481,21 +488,3 @@ def _squares(arrays: Iterable[Array]) -> Array:
 def _rms(arrays: Sequence[Array]) -> Float[Array, ""]:
     """The root of the mean square of all elements."""
     return jnp.sqrt(_squares(arrays) / max(1, sum(x.size for x in arrays)))
-
-
-def _least_squares(
-    matrix: Float[Array, "rows columns"], target: Float[Array, "rows features"], damping: float
-) -> Float[Array, "columns features"]:
-    """``(XᵀX + ω I)⁻¹ Xᵀ T`` with ``ω = damping · tr(XᵀX) / rows``, from its smaller side."""
-    rows, columns = matrix.shape
-    dtype = matrix.dtype
-    wide_dtype = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32  # for LAPACK
-    matrix, target = matrix.astype(wide_dtype), target.astype(wide_dtype)
-    ridge = damping * jnp.sum(jnp.square(matrix)) / rows
-    ridge = jnp.where(ridge > 0, ridge, 1)
-    wide = columns > rows
-    gram = matrix @ matrix.T if wide else matrix.T @ matrix
-    right = target if wide else matrix.T @ target
-    gram = gram + ridge * jnp.eye(len(gram), dtype=gram.dtype)
-    solution = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram), right)
-    return (matrix.T @ solution if wide else solution).astype(dtype)

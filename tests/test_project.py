@@ -86,13 +86,11 @@ def test_update_is_the_call_with_state():
     assert second.gap <= first.gap
 
 
-def test_the_state_is_donated_and_parameters_are_not():
+def test_nothing_is_donated_unasked():
     state = TRAIN.init(NET)
     _, new, _ = TRAIN.update(NET, state, X, LABELS)
-    leaves = [x for x in jax.tree.leaves(state) if isinstance(x, jax.Array)]
-    assert leaves and all(x.is_deleted() for x in leaves)
-    assert not any(x.is_deleted() for x in jax.tree.leaves(new))
-    assert not NET.weight.is_deleted() and not X.is_deleted()
+    leaves = jax.tree.leaves((NET, state, new, X))
+    assert not any(x.is_deleted() for x in leaves if isinstance(x, jax.Array))
 
 
 def test_works_under_jit_with_state():
@@ -246,7 +244,7 @@ def test_stages():
     # One loop, the scan over steps, whatever the number of steps.
     assert compiled.as_text().count(" while(") == 1
     memory = compiled.memory_analysis()
-    assert memory.output_size_in_bytes > 0 and memory.alias_size_in_bytes > 0
+    assert memory.output_size_in_bytes > 0
     longer = pjax.project(linear, steps=500).lower(W, X, LABELS).as_text()
     assert longer.count("stablehlo.while") == 1
     assert abs(len(longer.splitlines()) - len(lowered.as_text().splitlines())) <= 2

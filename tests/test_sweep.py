@@ -52,7 +52,7 @@ def test_a_dense_layer_and_its_bias_are_least_squares(samples):
         w, b = params
         return pjax.losses.squared_error(x @ w + b[None], target)
 
-    moved, info = sweep(fit, (w, b), x, strength=2.0, damping=0.3, trust=FAR)
+    moved, info = sweep(fit, (w, b), x, strength=2.0, damping=0.3, trust=FAR, rank=None)
     residual = (target - (x @ w + b)) * 2 / 3  # the proximal step with λ = 2
     expected = move_of(lambda w, b: x @ w + b[None], [w, b], residual, 0.3, samples)
     for got, want in zip(moved, expected, strict=True):
@@ -90,7 +90,8 @@ def test_a_convolution_and_its_bias_are_least_squares(stride):
         out = _convolve(images, params[0], stride) + params[1][None, :, None, None]
         return pjax.losses.squared_error(jnp.moveaxis(out, 1, -1), np.moveaxis(target, 1, -1))
 
-    moved, _ = sweep(fit, (kernel, bias), images, strength=1.0, damping=0.2, trust=FAR)
+    free = {"trust": FAR, "rank": None}
+    moved, _ = sweep(fit, (kernel, bias), images, strength=1.0, damping=0.2, **free)
     residual = np.moveaxis((target - np.asarray(apply(kernel, bias))) / 2, 1, -1)
 
     def rows(kernel, bias):
