@@ -17,6 +17,7 @@ from pjax_trace.errors import MissingRuleError as MissingRuleError
 from pjax_trace.errors import NonFiniteError as NonFiniteError
 from pjax_trace.errors import PjaxError as PjaxError
 from pjax_trace.errors import TraceError as TraceError
+from pjax_trace.granularity import Block as Block
 from pjax_trace.graph import ConsensusGraph as ConsensusGraph
 from pjax_trace.metric import Metric as Metric
 from pjax_trace.point import project_point as project_point

@@ -18,13 +18,17 @@ from pjax_trace.graph import ConsensusGraph, Constraint, Variable, View
 from pjax_trace.registry import Projection, Weights
 from pjax_trace.trace import Value
 
-__all__ = ["CopyFree", "Copies", "Space", "expand_copies"]
+__all__ = ["CopyFree", "Copies", "ProductCopies", "Space", "expand_copies"]
 
 Values = tuple[Array, ...]
 
 
 class Problem:
-    """A graph with its data and metric: weights, total masses and offsets, made once an update."""
+    """A graph with its data and metric: weights, total masses and offsets, made once an update.
+
+    Of the *product* schedule, constraints have copies of their outputs, too, which weigh what a
+    copy of the variable does; else an output weighs as much as all that read it.
+    """
 
     def __init__(
         self,
@@ -32,10 +36,13 @@ class Problem:
         data: Mapping[Value, Any],
         start: Mapping[Variable, Array],
         metric: Mapping[Variable, float],
+        product: bool = False,
     ):
         self.graph = graph
         self.data = data
         self.start = start
+        self.product = product
+        self.outs = {c.out: metric[c.out] for c in graph.constraints if c.out is not None}
         # A copy of several variables at once (a concatenation) has the largest of their weights.
         self.weights = {
             c: tuple(
@@ -44,6 +51,8 @@ class Problem:
             )
             for c in graph.constraints
         }
+        # What the copies of all rows of a constraint weigh together.
+        self.copies = {c: c.rule.masses(c.params, self.weights[c]) for c in graph.constraints}
         self.offsets: dict[tuple[Constraint, int], Array] = {}
         for c in graph.constraints:
             for position, view in c.reads:
@@ -58,10 +67,12 @@ class Problem:
         """Total weight of all readers of every variable."""
         totals: dict[Variable, Array] = {}
         graph = self.graph
+        if self.product:
+            totals = {v: jnp.full(v.shape, weight, v.dtype) for v, weight in self.outs.items()}
         for c in graph.constraints:
-            masses = c.rule.masses(c.params, self.weights[c])
             for position, view in c.reads:
-                mass = jnp.broadcast_to(masses[position], view.shape).astype(view.out.dtype)
+                mass = jnp.broadcast_to(self.copies[c][position], view.shape)
+                mass = mass.astype(view.out.dtype)
                 if not view.identity:
                     ones = [jnp.ones(base.shape, base.dtype) for base in view.bases]
                     slope = view(self.data, *ones) - self.offsets.get((c, position), 0.0)
@@ -75,6 +86,7 @@ class Problem:
         readers = self.graph.readers[variable]
         views = [c.operands[i] for c, i in readers]
         surely_read = any(isinstance(view, View) and view.total for view in views)
+        surely_read |= self.product and variable in self.outs
         mass = totals.get(variable)
         if mass is None:
             mass = jnp.zeros(variable.shape, variable.dtype)
@@ -84,7 +96,10 @@ class Problem:
 
     def metric(self, c: Constraint) -> Weights:
         """The metric as a constraint sees it."""
-        return Weights(self.weights[c], None if c.out is None else self.masses[c.out])
+        if c.out is None:
+            return Weights(self.weights[c], None)
+        own = jnp.full(c.out.shape, self.outs[c.out], c.out.dtype) if self.product else None
+        return Weights(self.weights[c], self.masses[c.out] if own is None else own)
 
     def pull(self, view: View, moment: Array) -> tuple[Array, ...]:
         """Back through a view to its bases."""
@@ -111,13 +126,17 @@ class Problem:
         return c.rule.project(c.params, operands, target, self.metric(c))
 
     def gather(
-        self, moments: Mapping[tuple[Constraint, int], Array], fallback: Mapping[Variable, Array]
+        self,
+        moments: Mapping[tuple[Constraint, int], Array],
+        fallback: Mapping[Variable, Array],
+        outs: Mapping[Variable, Array],
     ) -> dict[Variable, Array]:
         """Consensus: every variable as the weighted mean of the copies in ``moments``.
 
-        ``moments`` holds ``Σ ω x'`` per edge, already less ``Σ ω · offset``.
+        ``moments`` holds ``Σ ω x'`` per edge, already less ``Σ ω · offset``; ``outs`` the copies
+        that constraints have of their outputs, in the product schedule.
         """
-        totals: dict[Variable, Array] = {}
+        totals: dict[Variable, Array] = {v: self.outs[v] * x for v, x in outs.items()}
         for (c, position), moment in moments.items():
             view = c.operands[position]
             assert isinstance(view, View)
@@ -142,16 +161,19 @@ class Space(abc.ABC):
     """What a solver iterates in: points, and projections onto groups of constraints.
 
     A group is a set of nodes (constraints and parameters). ``groups`` are the two colours, the
-    outputs' first; ``cycle`` is every constraint by itself, from the outputs back.
+    outputs' first; in the product schedule all constraints, and none for consensus. ``cycle`` is
+    every constraint by itself, from the outputs back.
     """
 
     def __init__(self, problem: Problem):
         self.problem = problem
         graph = problem.graph
         nodes = [*graph.parameters, *graph.constraints]
-        self.groups = tuple(
-            tuple(node for node in nodes if graph.colours[node] == side) for side in (0, 1)
-        )
+        self.groups: tuple[tuple[Any, ...], ...] = (graph.constraints, ())
+        if not problem.product:
+            self.groups = tuple(
+                tuple(node for node in nodes if graph.colours[node] == side) for side in (0, 1)
+            )
         self.cycle = (*((c,) for c in reversed(graph.constraints)), graph.parameters)
 
     @abc.abstractmethod
@@ -195,18 +217,19 @@ class CopyFree(Space):
         values = dict(zip(variables, point, strict=True))
         moved = dict(values)
         moments: dict[tuple[Constraint, int], Array] = {}
-        distances = {}
+        distances, outs = {}, {}
         for c in group:
             if isinstance(c, Variable):
                 continue  # a parameter is at the mean of its copies already
             result = problem.project(c, problem.operands(c, values), problem.target(c, values))
             distances[c] = result.distance
             if c.out is not None:
-                moved[c.out] = result.out.astype(c.out.dtype)
+                into = outs if problem.product else moved
+                into[c.out] = result.out.astype(c.out.dtype)
             for position, _ in c.reads:
                 moment = result.moments[position]
                 moments[c, position] = problem.centred(c, position, moment)
-        moved.update(problem.gather(moments, values))
+        moved.update(problem.gather(moments, values, outs))
         return tuple(moved[v] for v in variables), self._distances(distances)
 
     def gaps(self, values: Values) -> Array:
@@ -235,24 +258,26 @@ class Copies(Space):
 
     def collapse(self, point: Values) -> Values:
         """The weighted mean of all copies of every variable."""
-        means = self._means(dict(zip(self.edges, point, strict=True)), self.edges)
+        means = self._means(dict(zip(self.edges, point, strict=True)), self.edges, {})
         start = self.problem.start
         return tuple(means.get(v, start[v]) for v in self.problem.graph.variables)
 
     def _means(
-        self, copies: Mapping[tuple[Constraint, int], Array], edges: Sequence[Any]
+        self,
+        copies: Mapping[tuple[Constraint, int], Array],
+        edges: Sequence[Any],
+        outs: Mapping[Variable, Array],
     ) -> dict[Variable, Array]:
         problem = self.problem
         moments = {}
         for c, i in edges:
             copy, offset = copies[c, i], problem.offsets.get((c, i))
-            weight = problem.weights[c][i]
-            moments[c, i] = weight * (copy if offset is None else copy - offset)
-        return problem.gather(moments, problem.start)
+            mass = problem.copies[c][i]
+            moments[c, i] = mass * (copy if offset is None else copy - offset)
+        return problem.gather(moments, problem.start, outs)
 
     def project(self, point: Values, group: Sequence[Any]) -> tuple[Values, Array]:
         """Each node of the group projects the copies on the edges that it reads and produces."""
-        problem = self.problem
         copies = dict(zip(self.edges, point, strict=True))
         moved = dict(copies)
         produced = {node if isinstance(node, Variable) else node.out for node in group} - {None}
@@ -261,30 +286,41 @@ class Copies(Space):
             for c, i in self.edges
             if not produced.isdisjoint(c.operands[i].bases)  # pyright: ignore
         ]
-        values = self._means(copies, outgoing)
+        values = self._means(copies, outgoing, {})
         distances = {}
         for c in group:
             if isinstance(c, Variable):
                 continue
-            operands = [
-                copies[c, i] if isinstance(o, View) else problem.data[o]
-                for i, o in enumerate(c.operands)
-            ]
-            target = None if c.out is None else values[c.out]
-            result = problem.project(c, operands, target)
+            result = self._onto(c, copies, None if c.out is None else values[c.out], moved)
             distances[c] = result.distance
             if c.out is not None:
                 values[c.out] = result.out.astype(c.out.dtype)
-            for i, view in c.reads:
-                moment = result.moments[i]
-                assert moment is not None
-                moved[c, i] = (moment.first / moment.mass).astype(view.dtype)
         for c, i in outgoing:
             view = c.operands[i]
             assert isinstance(view, View)
             moved[c, i] = self._write(view, moved[c, i], values, produced)
         point = tuple(moved[edge] for edge in self.edges)
         return point, self._distances(distances)
+
+    def _onto(
+        self,
+        c: Constraint,
+        copies: Mapping[tuple[Constraint, int], Array],
+        target: Any,
+        moved: dict[tuple[Constraint, int], Array],
+    ) -> Projection:
+        """Project onto one constraint; its operands' copies go into ``moved``."""
+        problem = self.problem
+        operands = [
+            copies[c, i] if isinstance(o, View) else problem.data[o]
+            for i, o in enumerate(c.operands)
+        ]
+        result = problem.project(c, operands, target)
+        for i, view in c.reads:
+            moment = result.moments[i]
+            assert moment is not None
+            moved[c, i] = (moment.first / moment.mass).astype(view.dtype)
+        return result
 
     def _write(
         self, view: View, copy: Array, values: Mapping[Variable, Array], produced: set[Any]
@@ -298,6 +334,45 @@ class Copies(Space):
         zeros = [jnp.zeros(b.shape, b.dtype) for b in view.bases]
         data = self.problem.data
         return jnp.where(view(data, *flags) != view(data, *zeros), written, copy)
+
+
+class ProductCopies(Copies):
+    """The product space: constraints have copies of their own of all that they touch."""
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem)
+        self.produced = tuple(problem.outs)
+
+    def expand(self, values: Values) -> Values:
+        """Every edge sees the value of its variables, and so does what produces them."""
+        env = dict(zip(self.problem.graph.variables, values, strict=True))
+        return (*super().expand(values), *(env[v] for v in self.produced))
+
+    def _split(self, point: Values) -> tuple[dict[tuple[Constraint, int], Array], dict]:
+        count = len(self.edges)
+        copies = dict(zip(self.edges, point[:count], strict=True))
+        return copies, dict(zip(self.produced, point[count:], strict=True))
+
+    def collapse(self, point: Values) -> Values:
+        """The weighted mean of all copies of every variable."""
+        copies, outs = self._split(point)
+        means = self._means(copies, self.edges, outs)
+        start = self.problem.start
+        return tuple(means.get(v, start[v]) for v in self.problem.graph.variables)
+
+    def project(self, point: Values, group: Sequence[Any]) -> tuple[Values, Array]:
+        """Onto all constraints, or onto consensus."""
+        if not group:
+            return self.expand(self.collapse(point)), self._distances({})
+        copies, outs = self._split(point)
+        moved, distances = dict(copies), {}
+        for c in group:
+            result = self._onto(c, copies, None if c.out is None else outs[c.out], moved)
+            distances[c] = result.distance
+            if c.out is not None:
+                outs[c.out] = result.out.astype(c.out.dtype)
+        edges = (moved[edge] for edge in self.edges)
+        return (*edges, *(outs[v] for v in self.produced)), self._distances(distances)
 
 
 def expand_copies(graph: ConsensusGraph) -> ConsensusGraph:

@@ -9,7 +9,7 @@ import equinox as eqx
 from pjax_trace.errors import InputError, check_positive
 from pjax_trace.graph import ConsensusGraph, Variable
 
-__all__ = ["Metric"]
+__all__ = ["Metric", "matches"]
 
 
 class Metric(eqx.Module):
@@ -55,13 +55,13 @@ class Metric(eqx.Module):
                 kind = self.outputs if variable in graph.scores else self.hidden
                 weights[variable] = float(kind)
         for path, weight in self.paths.items():
-            matches = [v for v in graph.variables if _matches(path, v.name)]
-            if not matches:
+            found = [v for v in graph.variables if matches(path, v.name)]
+            if not found:
                 names = ", ".join(v.name for v in graph.variables)
                 raise InputError(
                     f"Metric: the path {path!r} matches no variable; there are: {names}"
                 )
-            weights.update((variable, float(weight)) for variable in matches)
+            weights.update((variable, float(weight)) for variable in found)
         # An identity that the compiler inserted is the same variable to the user.
         return {v: weights[v.repeats] if v.repeats else w for v, w in weights.items()}
 
@@ -75,6 +75,7 @@ class Metric(eqx.Module):
         )
 
 
-def _matches(path: str, name: str) -> bool:
+def matches(path: str, name: str) -> bool:
+    """Whether a path stands for the variable or constraint of this name; see `Metric`."""
     pattern = ".*".join(re.escape(part) for part in path.split("*"))
     return re.fullmatch(pattern + r"(?:$|[.\['].*)", name) is not None

@@ -17,8 +17,9 @@ from pjax_trace.build import OUTPUTS, build_graph
 from pjax_trace.calls import loss_p
 from pjax_trace.errors import InputError, NonFiniteError, TraceError
 from pjax_trace.explain import explanation
+from pjax_trace.granularity import Granularity, coarsen
 from pjax_trace.graph import ConsensusGraph, Constraint, Variable
-from pjax_trace.lower import Copies, CopyFree, Problem, Space, expand_copies
+from pjax_trace.lower import Copies, CopyFree, Problem, ProductCopies, Space, expand_copies
 from pjax_trace.metric import Metric
 from pjax_trace.signature import (
     Signature,
@@ -113,6 +114,8 @@ class Projected:
         steps: int,
         metric: Metric,
         acceleration: tuple[Acceleration, ...],
+        granularity: Any,
+        schedule: str,
         copies: bool,
         tol: float | None,
         donate: bool,
@@ -124,6 +127,8 @@ class Projected:
         self._steps = steps
         self._metric = metric
         self._acceleration = acceleration
+        self._granularity = granularity
+        self._schedule = schedule
         self._copies = copies
         self._tol = tol
         self._several = isinstance(argnums, tuple)
@@ -310,7 +315,8 @@ class Projected:
             objectives=(loss_p,),
             lift=parallel,
         )
-        graph = build_graph(program, coloured=parallel)
+        graph = build_graph(program, coloured=self._schedule != "product" and parallel)
+        graph = coarsen(graph, self._granularity)
         if not any(c.out is None for c in graph.constraints):
             raise TraceError(
                 f"{getattr(self._fn, '__name__', 'the function')} has no output constraint, so "
@@ -391,7 +397,7 @@ class Projected:
         self, graph: ConsensusGraph, start: Sequence[Array], data: Sequence[Any]
     ) -> "_Outcome":
         """The steps of a solver."""
-        run = _Run(graph, self._metric, start, data)
+        run = _Run(graph, self._metric, start, data, self._schedule == "product")
         copy_free = run.copy_free  # made here, and not in a loop that asks for gaps first
         values, history, steps = self._iterate(run, run.copies if self._copies else copy_free)
         order = [c for group in copy_free.groups for c in group if isinstance(c, Constraint)]
@@ -480,7 +486,9 @@ class _Run:
         metric: Metric,
         parameters: Sequence[Array],
         data: Sequence[Any],
+        product: bool = False,
     ):
+        self.product = product
         env = graph.program.evaluate(parameters, data)
         known: dict[Value, Any] = {**env, **graph.objective.evaluate_scales(env)}
         self.graph, self.data, self.parameters = graph, data, parameters
@@ -495,7 +503,7 @@ class _Run:
     @functools.cached_property
     def problem(self) -> Problem:
         """The graph with its data and metric."""
-        return Problem(self.graph, self.known, self.start, self.weights)
+        return Problem(self.graph, self.known, self.start, self.weights, self.product)
 
     @functools.cached_property
     def copy_free(self) -> CopyFree:
@@ -505,7 +513,9 @@ class _Run:
     @functools.cached_property
     def copies(self) -> Copies:
         """The lowering with explicit copies."""
-        return Copies(Problem(expand_copies(self.graph), self.known, self.start, self.weights))
+        graph = expand_copies(self.graph)
+        problem = Problem(graph, self.known, self.start, self.weights, self.product)
+        return ProductCopies(problem) if self.product else Copies(problem)
 
     def suspects(
         self,
@@ -561,6 +571,8 @@ def project(
     steps: int | None = None,
     metric: Metric | Mapping[str, float] | None = None,
     acceleration: Acceleration | Sequence[Acceleration] | None = None,
+    granularity: Granularity | Mapping[str, Granularity] = "row",
+    schedule: str | None = None,
     copies: bool | None = None,
     tol: float | None = None,
     donate: bool = False,
@@ -580,6 +592,13 @@ def project(
         metric: a `Metric`, or a mapping of paths to weights; default: every weight 1.
         acceleration: what happens to parameters between updates, in this order; its memory is in
             the state. Default: none, and for a sweep ``Momentum(0.9)`` and ``Averaging(0.98)``.
+        granularity: what is one constraint of a sum or product: ``"row"``, every scalar equation,
+            ``"block"``, the whole operation, or a `Block`; or a mapping of the names of constraints
+            to those, the last that matches counting. A sweep has its own blocks.
+        schedule: which constraints are projected together. ``"parallel"``: all of one colour, then
+            all of the other. ``"product"``: all, then all copies agree (divide and concur).
+            ``"sweep"``: one after the other from the outputs back, as a `Sweep` does. Default: what
+            the solver is for.
         copies: whether to keep an explicit copy of every operand for each scalar equation. Default:
             what the solver needs; alternating projections need none.
         tol: stop early once the gap is at most this. Costs a projection per step.
@@ -609,11 +628,24 @@ def project(
     """
     if not callable(fn):
         raise InputError(f"project takes a function, not {fn!r}")
-    solver = AlternatingProjections(momentum=0.9) if solver is None else solver
+    if schedule not in (None, "parallel", "product", "sweep"):
+        raise InputError(
+            f"project: schedule must be 'parallel', 'product' or 'sweep', not {schedule!r}"
+        )
+    if solver is None:
+        solver = Sweep() if schedule == "sweep" else AlternatingProjections(momentum=0.9)
     if not isinstance(solver, (Solver, Sweep)):
         raise InputError(
             f"project: solver must be a value such as pjax.DouglasRachford(), not {solver!r}"
         )
+    if schedule not in (None, *solver.schedules):
+        raise InputError(
+            f"project: {type(solver).__name__} has no schedule {schedule!r}, but "
+            + " and ".join(map(repr, solver.schedules))
+        )
+    schedule = solver.schedules[0] if schedule is None else schedule
+    if isinstance(solver, Sweep) and granularity != "row":
+        raise InputError("project: a Sweep has its own blocks, so no granularity")
     steps = solver.default_steps if steps is None else steps
     numbers = argnums if isinstance(argnums, tuple) else (argnums,)
     if not numbers or any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers):
@@ -649,7 +681,8 @@ def project(
             raise InputError(
                 f"project: acceleration must be values such as pjax.Momentum(), not {value!r}"
             )
-    return Projected(fn, argnums, solver, steps, metric, tuple(accelerations), copies, tol, donate)
+    choices = (tuple(accelerations), granularity, schedule, copies, tol, donate)
+    return Projected(fn, argnums, solver, steps, metric, *choices)
 
 
 def _all_finite(arrays: Sequence[Array]) -> Bool[Array, ""]:

@@ -169,6 +169,8 @@ class Rule:
         family: the name of the family, for printing.
         granularity: what is one constraint: a row (one scalar equation), or a block of them.
         exactness: how near to the nearest point the projection comes, for printing.
+        blocks: whether it is smooth and its rows share operands, so that a block of them can be
+            projected by linearising, see `pjax_trace.granularity`.
         total: as a view: whether every element of the variable operands is surely read.
         offset: as a view: whether it may add data to what it reads.
         permutation: as a view: whether it only renames elements, unless it changes their number.
@@ -178,6 +180,7 @@ class Rule:
     family: ClassVar[str] = "rule"
     granularity: ClassVar[str] = "row"
     exactness: ClassVar[str] = "exact"
+    blocks: ClassVar[bool] = False
     total: bool = False
     offset: bool = True
     permutation: bool = False

@@ -34,9 +34,11 @@ class Solver(eqx.Module):
     Attributes:
         needs_copies: whether the iterates leave the set in which copies agree.
         default_steps: how many steps an update makes if nobody says.
+        schedules: those that it can run on; the first one unless somebody says.
     """
 
     needs_copies: ClassVar[bool] = True
+    schedules: ClassVar[tuple[str, ...]] = ("parallel", "product")
     default_steps: ClassVar[int] = 50
 
     def init(self, space: Space, values: Any) -> Any:
@@ -192,6 +194,8 @@ class DifferenceMap(Solver):
 class CyclicProjections(Solver):
     """Cyclic projections: onto one constraint after the other, from the outputs back."""
 
+    schedules: ClassVar[tuple[str, ...]] = ("cyclic",)
+
     def step(self, space: Space, carry: Any) -> tuple[Any, Array]:
         """One cycle."""
         total = 0.0
@@ -218,6 +222,7 @@ class CyclicDouglasRachford(Solver):
     """
 
     relaxation: float = 0.5
+    schedules: ClassVar[tuple[str, ...]] = ("cyclic",)
 
     def __check_init__(self) -> None:
         """Parameters are in range."""

@@ -83,6 +83,7 @@ class Sweep(eqx.Module):
     per_unit: bool | None = None
     default_steps: ClassVar[int] = 1
     needs_copies: ClassVar[bool] = False
+    schedules: ClassVar[tuple[str, ...]] = ("sweep",)
 
     def __check_init__(self) -> None:
         """Arguments are positive."""

@@ -78,6 +78,7 @@ class SumRule(Rule):
     """
 
     family = "sum"
+    blocks = True
 
     def apply(self, params: dict[str, Any], *operands: Array) -> Array:
         """The sum."""
