@@ -2,11 +2,11 @@
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["count", "output_file", "positive", "several"]
+__all__ = ["count", "names", "output_file", "percentage", "positive", "several"]
 
 T = TypeVar("T")
 
@@ -27,6 +27,14 @@ def positive(text: str) -> float:
     return value
 
 
+def percentage(text: str) -> float:
+    """A number above 0 and of at most 100."""
+    value = positive(text)
+    if value > 100:
+        raise argparse.ArgumentTypeError(f"{text} is more than 100")
+    return value
+
+
 def several(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
     """Values of a kind, separated by commas."""
 
@@ -34,6 +42,19 @@ def several(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
         return [kind(part) for part in text.split(",")]
 
     values.__name__ = f"comma-separated {kind.__name__}"  # For argparse's messages.
+    return values
+
+
+def names(choices: Collection[str]) -> Callable[[str], list[str]]:
+    """Some of the choices, separated by commas."""
+
+    def values(text: str) -> list[str]:
+        unknown = [name for name in text.split(",") if name not in choices]
+        if unknown:
+            message = f"{', '.join(unknown)}: choose from {', '.join(choices)}"
+            raise argparse.ArgumentTypeError(message)
+        return text.split(",")
+
     return values
 
 

@@ -10,7 +10,17 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, Shaped, UInt8
 
-__all__ = ["DATASETS", "DataError", "Dataset", "batches", "digits", "load", "mnist", "shakespeare"]
+__all__ = [
+    "DATASETS",
+    "IMAGES",
+    "DataError",
+    "Dataset",
+    "batches",
+    "digits",
+    "load",
+    "mnist",
+    "shakespeare",
+]
 
 
 class DataError(Exception):
@@ -94,6 +104,7 @@ DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
     "mnist": mnist,
     "shakespeare": shakespeare,
 }
+IMAGES = ("digits", "mnist")
 
 
 def load(name: str, data_dir: Path | None = None, length: int = 64) -> Dataset:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Shaped
@@ -39,7 +38,7 @@ SOLVERS: dict[str, Callable[[], Any]] = {
     "sweep": pjax.Sweep,
 }
 COPY_FREE = ("ap", "ap-momentum", "sweep")
-AVERAGING = pjax.Averaging().decay
+AVERAGING = pjax.Averaging()
 
 
 class Setting(NamedTuple):
@@ -119,8 +118,9 @@ def adam(learning_rate: float) -> Method:
     @functools.partial(eqx.filter_jit, donate="all-except-first")
     def averaged_step(batch, model, state):
         model, inner = step(batch, model, state[0])
-        average = optax.incremental_update(eqx.filter(model, eqx.is_array), state[1], 1 - AVERAGING)
-        return model, (inner, average)
+        arrays = jax.tree.leaves(eqx.filter(model, eqx.is_array))
+        _, memory = AVERAGING.finish(state[1], arrays, arrays, arrays)
+        return model, (inner, memory)
 
     def update(model, state, x, y):
         model, state = jax.block_until_ready(averaged_step((x, y), model, state))
@@ -128,10 +128,12 @@ def adam(learning_rate: float) -> Method:
 
     def init(model):
         arrays = eqx.filter(model, eqx.is_array)
-        return optimizer.init(arrays), jax.tree.map(jnp.copy, arrays)
+        return optimizer.init(arrays), AVERAGING.init(jax.tree.leaves(arrays))
 
     def averaged(model, state):
-        return eqx.combine(state[1], model)
+        arrays, rest = eqx.partition(model, eqx.is_array)
+        average = AVERAGING.average(state[1])
+        return eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), average), rest)
 
     return Method(f"adam {learning_rate:g}", init, update, averaged)
 

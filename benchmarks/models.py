@@ -8,21 +8,56 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-__all__ = ["MODELS", "Model", "Recurrent", "cnn", "gru", "mlp"]
+import pjax_trace as pjax
+
+__all__ = [
+    "ACTIVATIONS",
+    "MODELS",
+    "Activation",
+    "Model",
+    "Recurrent",
+    "Residual",
+    "cnn",
+    "gru",
+    "mlp",
+    "straight_through",
+]
+
+Function = Callable[[Array], Array]
 
 
-def mlp(key: PRNGKeyArray, sizes: Sequence[int]) -> eqx.nn.Sequential:
-    """A relu network on flattened inputs, with He-normal weights and zero biases.
+class Residual(eqx.Module):
+    """``x + layer(x)``."""
+
+    layer: eqx.nn.Sequential
+
+    def __call__(self, x: Array, *, key: PRNGKeyArray | None = None) -> Array:
+        """The sum."""
+        return x + self.layer(x)
+
+
+def mlp(
+    key: PRNGKeyArray,
+    sizes: Sequence[int],
+    activation: Function = jax.nn.relu,
+    skip: bool = False,
+) -> eqx.nn.Sequential:
+    """A network on flattened inputs, with He-normal weights and zero biases.
 
     Args:
         key: of the random start.
         sizes: features, hidden layers, classes.
+        activation: of the hidden layers.
+        skip: whether a hidden layer with as many inputs as outputs adds to its inputs.
     """
     keys = jax.random.split(key, len(sizes) - 1)
     layers: list[Any] = [eqx.nn.Lambda(jnp.ravel)]
-    for k, inputs, outputs in zip(keys, sizes[:-1], sizes[1:], strict=True):
-        layers += [_he_normal(k, eqx.nn.Linear(inputs, outputs, key=k)), eqx.nn.Lambda(jax.nn.relu)]
-    return eqx.nn.Sequential(layers[:-1])
+    for i, (k, inputs, outputs) in enumerate(zip(keys, sizes[:-1], sizes[1:], strict=True)):
+        linear = _he_normal(k, eqx.nn.Linear(inputs, outputs, key=k))
+        layer = [linear] if i == len(keys) - 1 else [linear, eqx.nn.Lambda(activation)]
+        skipped = skip and inputs == outputs and len(layer) == 2
+        layers += [Residual(eqx.nn.Sequential(layer))] if skipped else layer
+    return eqx.nn.Sequential(layers)
 
 
 def cnn(key: PRNGKeyArray, sizes: Sequence[int]) -> eqx.nn.Sequential:
@@ -90,6 +125,46 @@ MODELS = {
     "mlp": Model(mlp, [784, 128, 10]),
     "cnn": Model(cnn, [1, 16, 32, 10]),
     "gru": Model(gru, [65, 32, 128, 65]),
+}
+
+
+def straight_through(function: Function) -> Function:
+    """The function, with the derivative of ``clip(x, -1, 1)`` in the place of its own."""
+
+    @jax.custom_jvp
+    def estimated(x):
+        return function(x)
+
+    @estimated.defjvp
+    def derivative(primals, tangents):
+        (x,), (tangent,) = primals, tangents
+        return function(x), jnp.where(jnp.abs(x) <= 1, tangent, 0)
+
+    return estimated
+
+
+def _leaping(x: Array) -> Array:
+    """A choice whose two cases do not meet."""
+    return jnp.where(x > 0.1, x, -0.5 * x)
+
+
+def _few_levels(x: Array) -> Array:
+    return pjax.quantize(x, 4, 0.7)
+
+
+class Activation(NamedTuple):
+    """A function, and what gradients train in its place: the same values, a derivative of use."""
+
+    function: Function
+    for_gradients: Function
+
+
+ACTIVATIONS = {
+    "relu": Activation(jax.nn.relu, jax.nn.relu),
+    "tanh": Activation(jnp.tanh, jnp.tanh),
+    "sign": Activation(jnp.sign, straight_through(jnp.sign)),
+    "where": Activation(_leaping, _leaping),
+    "quantize": Activation(_few_levels, straight_through(_few_levels)),
 }
 
 

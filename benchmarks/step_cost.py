@@ -185,19 +185,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--steps", type=arguments.count, help="steps of an update (50; 1 of a sweep)")
     add("--copies-steps", type=arguments.count, default=5, help="the same on explicit copies (5)")
     add("--repeats", type=arguments.count, default=9, help="timed updates of every method (9)")
-    add("--solvers", type=_solvers, default=list(SOLVERS), help="as in ap,dr (all of them)")
+    solvers = arguments.names(SOLVERS)
+    add("--solvers", type=solvers, default=list(SOLVERS), help="as in ap,dr (all of them)")
     add("--copy-free", action="store_true", help="leave out explicit copies")
     add("--json", type=arguments.output_file, help="file to write the results to")
     options = parser.parse_args(argv)
     options.sizes = options.sizes or MODELS[options.model].sizes
     return options
-
-
-def _solvers(text: str) -> list[str]:
-    unknown = [name for name in text.split(",") if name not in SOLVERS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose from {', '.join(SOLVERS)}")
-    return text.split(",")
 
 
 if __name__ == "__main__":

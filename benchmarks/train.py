@@ -5,23 +5,20 @@ import itertools
 import math
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-import pjax_trace as pjax
 from benchmarks import arguments
 from benchmarks.data import DATASETS, DataError, Dataset, batches, load
 from benchmarks.methods import SOLVERS, Method, Setting, adam, projections, setting
 from benchmarks.models import MODELS
+from benchmarks.running import attempt, compile_seconds, test_accuracy, updates
 from benchmarks.tables import format_table, write_json
 
 CURVE_POINTS = 40  # Held-out accuracy is measured this often; it is not part of the training time.
@@ -88,19 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         methods += map(adam, options.learning_rate)
     runs: list[tuple[Method, int]] = [(m, s) for m in methods for s in options.seeds]
     records = [Record(method.name, seed, options.batch_size) for method, seed in runs]
-    status = 0
-    try:
+
+    def work():
         for (method, _), record in zip(runs, records, strict=True):
             train(method, record, data, options)
-    except KeyboardInterrupt:
-        print("interrupted: this is what was reached", file=sys.stderr)
-        status = 130
-    except pjax.PjaxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 1
-    finally:
-        report(records, options)
-    return status
+
+    return attempt(work, lambda: report(records, options))
 
 
 def train(method: Method, record: Record, data: Dataset, options: argparse.Namespace) -> None:
@@ -118,18 +108,17 @@ def train(method: Method, record: Record, data: Dataset, options: argparse.Names
 
     model = start()
     record.accuracy.append((0, test_accuracy(model, data)))
-    before = time.perf_counter()
-    method.update(start(), method.init(model), *next(draw()))
-    record.compile_seconds = time.perf_counter() - before  # One discarded update included.
+    # One discarded update included.
+    record.compile_seconds = compile_seconds(method, start(), next(draw()))
 
     state = method.init(model)
     every = max(1, options.batches // CURVE_POINTS)
     name = f"{method.name}, seed {record.seed}"
     with tqdm(total=options.batches, desc=name, unit="batch") as bar:
-        for _, (x, y) in zip(range(options.batches), draw(), strict=False):
-            before = time.perf_counter()
-            model, state, progress = method.update(model, state, x, y)
-            record.seconds += time.perf_counter() - before
+        drawn = itertools.islice(draw(), options.batches)
+        for update in updates(method, model, state, drawn):
+            model, state, progress, seconds = update
+            record.seconds += seconds
             record.batches += 1
             record.steps += progress.steps
             if progress.gap is not None:
@@ -141,17 +130,6 @@ def train(method: Method, record: Record, data: Dataset, options: argparse.Names
             bar.update()
     if method.averaged is not None:
         record.averaged = test_accuracy(method.averaged(model, state), data)
-
-
-def test_accuracy(model: eqx.Module, data: Dataset) -> float:
-    """The share of all held-out labels (of characters, in a text) that a model predicts."""
-    return float(_accuracy(model, data.test_x, data.test_y))
-
-
-@eqx.filter_jit
-def _accuracy(model, x, y):
-    logits = jax.lax.map(model, x, batch_size=min(len(x), 500))  # All at once are too large.
-    return jnp.mean(jnp.argmax(logits, axis=-1) == y, dtype=jnp.float32)
 
 
 def report(records: Sequence[Record], options: argparse.Namespace) -> None:
@@ -213,7 +191,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--dataset", choices=DATASETS, default="digits", help="what to learn")
     add("--data-dir", type=Path, help="folder of the data files; digits needs none")
     add("--model", choices=MODELS, help="what learns it (default: gru for text, else mlp)")
-    add("--solver", choices=SOLVERS, default="ap-momentum", help="the projection method")
+    add("--solver", choices=SOLVERS, default="sweep", help="the projection method")
     sizes = "(default: 128 for mlp, 16,32 for cnn, 32,128 for gru)"
     add("--hidden", type=counts, help=f"hidden sizes, as in 64,32 {sizes}")
     add("--seq-len", type=arguments.count, default=64, help="characters of a sample of text")

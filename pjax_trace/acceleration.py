@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -82,8 +81,8 @@ class Momentum(Acceleration):
 class Averaging(Acceleration):
     """An exponential average of the parameters, which `Projected.averaged` gives out.
 
-    ``average ← decay average + (1 − decay) θ⁺``, from the parameters of the start. The parameters
-    themselves are left alone.
+    ``average ← d average + (1 − d) θ⁺`` with ``d = min(decay, (1 + t) / (10 + t))`` in update t,
+    so that it has soon forgotten the start. The parameters themselves are left alone.
 
     Args:
         decay: in [0, 1).
@@ -101,10 +100,17 @@ class Averaging(Acceleration):
 
     def init(self, parameters: Arrays) -> Any:
         """The average of one."""
-        return [jnp.array(x) for x in parameters]
+        return [jnp.array(x) for x in parameters], jnp.zeros((), jnp.float32)
 
     def finish(
         self, memory: Any, parameters: Arrays, start: Arrays, end: Arrays
     ) -> tuple[Arrays, Any]:
         """One more in the average."""
-        return end, jax.tree.map(lambda a, x: a + (1 - self.decay) * (x - a), memory, list(end))
+        averages, count = memory
+        share = jnp.maximum(1 - self.decay, 9 / (10 + count))
+        averages = [a + share.astype(a.dtype) * (x - a) for a, x in zip(averages, end, strict=True)]
+        return end, (averages, count + 1)
+
+    def average(self, memory: Any) -> Arrays:
+        """The average."""
+        return memory[0]

@@ -149,10 +149,10 @@ def coarsen(
             chosen.update(dict.fromkeys(found, one))
     else:
         chosen = dict.fromkeys(graph.constraints, choice)
-    replaced = {
+    replaced: dict[Any, Constraint] = {
         c: dataclasses.replace(c, rule=BlockRule(c.rule, block))
         for c, one in chosen.items()
-        if c.rule.blocks and (block := _block_of(one)) is not None
+        if (block := _block_of(one)) is not None and c.rule.blocks
     }
     if not replaced:
         return graph

@@ -176,7 +176,7 @@ class Projected:
         """
         self._check_state("averaged", shapes_of(params), state)
         kept = [
-            memory
+            acceleration.average(memory)
             for acceleration, memory in zip(self._acceleration, state.memory, strict=True)
             if isinstance(acceleration, Averaging)
         ]
@@ -420,16 +420,21 @@ class Projected:
             moved = [distances.get(c, zero).astype(zero.dtype) for c in graph.constraints]
             return run, ends, jnp.stack(moved)
 
-        first, ends, moved = once(start)
-        run, history = first, [moved]
-        for _ in range(self._steps - 1):
-            run, ends, moved = once(ends)
-            history.append(moved)
+        def another(parameters: list[Array], _: None) -> tuple[list[Array], Array]:
+            return once(parameters)[1:]
+
+        before, history = list(start), []
+        if self._steps > 1:
+            before, earlier = jax.lax.scan(another, before, length=self._steps - 1)
+            history.append(earlier)
+        run, ends, moved = once(before)
+        history.append(moved[None])
+        first = _Run(graph, self._metric, start, data) if self._steps > 1 else run
         values = (*ends, *run.values[len(ends) :])
         sets = np.array([c.out is None for c in graph.constraints])
         squared = jnp.where(sets, moved, 0)
         steps, order = jnp.asarray(self._steps, jnp.int32), graph.constraints[::-1]
-        return _Outcome(first, run, values, squared, jnp.stack(history), steps, order)
+        return _Outcome(first, run, values, squared, jnp.concatenate(history), steps, order)
 
     def _iterate(self, run: "_Run", space: Space) -> tuple[Any, Array, Array]:
         """All steps: the values at the end, squared distances by step, and the number of steps."""
@@ -571,7 +576,7 @@ def project(
     steps: int | None = None,
     metric: Metric | Mapping[str, float] | None = None,
     acceleration: Acceleration | Sequence[Acceleration] | None = None,
-    granularity: Granularity | Mapping[str, Granularity] = "row",
+    granularity: Granularity | Mapping[str, Granularity] | None = None,
     schedule: str | None = None,
     copies: bool | None = None,
     tol: float | None = None,
@@ -582,19 +587,25 @@ def project(
     The function is ordinary JAX code. Every operation in it becomes a constraint set, its output
     constraints (losses, `constrain`) too, and the solver looks for one point in all of them.
 
+    By default an update is one `Sweep` with momentum between updates and an average of the
+    parameters, which `Projected.averaged` gives out: what learns best from batches. The classical
+    iterations are subclasses of `Solver`.
+
     Args:
         fn: computes losses of `pjax_trace.losses` or calls `constrain`. What it makes of losses
             and returns is the objective: positive multiples, means and sums of them. It may
             return anything else beside.
         argnums: which arguments to solve for; their floating-point arrays are the parameters.
-        solver: the iteration, or a `Sweep`; default ``AlternatingProjections(momentum=0.9)``.
+        solver: the iteration, or a `Sweep`. Default: a sweep; where something is asked for that it
+            has not (a granularity, another schedule, copies, a tolerance), it is
+            ``AlternatingProjections(momentum=0.9)``.
         steps: how many iterations an update makes; default 50, and 1 for a sweep.
         metric: a `Metric`, or a mapping of paths to weights; default: every weight 1.
         acceleration: what happens to parameters between updates, in this order; its memory is in
             the state. Default: none, and for a sweep ``Momentum(0.9)`` and ``Averaging(0.98)``.
-        granularity: what is one constraint of a sum or product: ``"row"``, every scalar equation,
-            ``"block"``, the whole operation, or a `Block`; or a mapping of the names of constraints
-            to those, the last that matches counting. A sweep has its own blocks.
+        granularity: what is one constraint of a sum or product: ``"row"``, every scalar equation
+            (the default), ``"block"``, the whole operation, or a `Block`; or a mapping of the names
+            of constraints to those, the last that matches counting. A sweep has its own blocks.
         schedule: which constraints are projected together. ``"parallel"``: all of one colour, then
             all of the other. ``"product"``: all, then all copies agree (divide and concur).
             ``"sweep"``: one after the other from the outputs back, as a `Sweep` does. Default: what
@@ -615,15 +626,29 @@ def project(
         MissingRuleError, TraceError: when called, for functions that cannot be compiled.
 
     Example:
+        Training, batch by batch:
+
         >>> import jax, jax.numpy as jnp
         >>> import pjax_trace as pjax
         >>> def fit(w, x, y):
-        ...     return pjax.losses.squared_error(x @ w, y)
-        >>> x = jax.random.normal(jax.random.key(0), (8, 3))
-        >>> y = x @ jnp.ones((3, 1))
-        >>> train = pjax.project(fit, steps=200)
-        >>> w, info = train(jnp.zeros((3, 1)), x, y)
-        >>> bool(jnp.allclose(w, 1.0, atol=1e-3)), bool(info.gap < 1e-3)
+        ...     return pjax.losses.squared_error(jnp.tanh(x @ w), y)
+        >>> x = jax.random.normal(jax.random.key(0), (64, 3))
+        >>> y, w = jnp.tanh(x @ jnp.ones((3, 1))), jnp.zeros((3, 1))
+        >>> train = pjax.project(fit)
+        >>> state = train.init(w)
+        >>> for _ in range(300):
+        ...     w, state, info = train.update(w, state, x, y)
+        >>> bool(fit(w, x, y) < 0.01 * fit(jnp.zeros((3, 1)), x, y))
+        True
+
+        A feasibility problem, by a classical iteration:
+
+        >>> def both(p):
+        ...     pjax.constrain(p, pjax.sets.Ball(1.0))
+        ...     pjax.constrain(p[0] + p[1], pjax.sets.Equal(1.2))
+        >>> solve = pjax.project(both, solver=pjax.DouglasRachford(), steps=200)
+        >>> p, info = solve(jnp.array([3.0, -2.0]))
+        >>> bool(info.gap < 1e-3), bool(jnp.abs(jnp.sum(p) - 1.2) < 1e-3)
         (True, True)
     """
     if not callable(fn):
@@ -633,7 +658,9 @@ def project(
             f"project: schedule must be 'parallel', 'product' or 'sweep', not {schedule!r}"
         )
     if solver is None:
-        solver = Sweep() if schedule == "sweep" else AlternatingProjections(momentum=0.9)
+        classical = granularity is not None or copies or tol is not None
+        swept = schedule == "sweep" or (schedule is None and not classical)
+        solver = Sweep() if swept else AlternatingProjections(momentum=0.9)
     if not isinstance(solver, (Solver, Sweep)):
         raise InputError(
             f"project: solver must be a value such as pjax.DouglasRachford(), not {solver!r}"
@@ -644,7 +671,7 @@ def project(
             + " and ".join(map(repr, solver.schedules))
         )
     schedule = solver.schedules[0] if schedule is None else schedule
-    if isinstance(solver, Sweep) and granularity != "row":
+    if isinstance(solver, Sweep) and granularity is not None:
         raise InputError("project: a Sweep has its own blocks, so no granularity")
     steps = solver.default_steps if steps is None else steps
     numbers = argnums if isinstance(argnums, tuple) else (argnums,)
@@ -681,8 +708,19 @@ def project(
             raise InputError(
                 f"project: acceleration must be values such as pjax.Momentum(), not {value!r}"
             )
-    choices = (tuple(accelerations), granularity, schedule, copies, tol, donate)
-    return Projected(fn, argnums, solver, steps, metric, *choices)
+    return Projected(
+        fn,
+        argnums,
+        solver,
+        steps,
+        metric,
+        tuple(accelerations),
+        granularity or "row",
+        schedule,
+        copies,
+        tol,
+        donate,
+    )
 
 
 def _all_finite(arrays: Sequence[Array]) -> Bool[Array, ""]:

@@ -169,6 +169,7 @@ class Rule:
         family: the name of the family, for printing.
         granularity: what is one constraint: a row (one scalar equation), or a block of them.
         exactness: how near to the nearest point the projection comes, for printing.
+        scaled: whether the size of what it hands over in a sweep says how much is to be gained.
         blocks: whether it is smooth and its rows share operands, so that a block of them can be
             projected by linearising, see `pjax_trace.granularity`.
         total: as a view: whether every element of the variable operands is surely read.
@@ -180,6 +181,7 @@ class Rule:
     family: ClassVar[str] = "rule"
     granularity: ClassVar[str] = "row"
     exactness: ClassVar[str] = "exact"
+    scaled: ClassVar[bool] = True
     blocks: ClassVar[bool] = False
     total: bool = False
     offset: bool = True
@@ -280,7 +282,7 @@ class Rule:
     def hand_over(
         self, params: dict[str, Any], operands: Sequence[Array], request: Request
     ) -> tuple[Any, ...]:
-        """What a sweep asks of the operands, the output being asked to move; None for data.
+        """What a sweep asks of the operands, the output being asked to move; None for nothing.
 
         By default a projection of ``(operands, out + g residual)``, with g such that the target is
         nearer than the size of the output by the factor ``reach``, and operands that weigh `HEAVY`

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from pjax_trace.build import LoopRule
 from pjax_trace.errors import check_positive
 from pjax_trace.graph import ConsensusGraph, Constraint, Variable, View
-from pjax_trace.registry import Block, Request, Weights
+from pjax_trace.registry import Block, Request, Rule, Weights
 from pjax_trace.ridge import solve_ridge
 from pjax_trace.trace import Value
 
@@ -43,16 +43,16 @@ class Sweep(eqx.Module):
     Args:
         strength: multiplies the λ of every loss.
         damping: of the least-squares solution; larger moves less.
-        rank: of the approximation of XᵀX that is solved with, see `pjax_trace.ridge`; None to solve
-            exactly. It is exact, too, for layers of no larger fan-in.
+        rank: of the approximation of XᵀX that is solved with where the damping is above its mean
+            eigenvalue, see `pjax_trace.ridge`; None to solve exactly everywhere.
         trust: how far a layer's parameters move at most, in relation to their size (root mean
             square, or √(2 / fan-in) if that is larger); twice as far in a scan that carries
-            variables, 10/3 times in convolutions.
+            variables, and in convolutions.
         reach: how far targets are from the forward pass, in relation to its size, when they are
             handed through constraints that are no sums.
         per_unit: whether every feature of a layer, with its weights, is moved by what ``trust``
-            allows, no more and no less; default: in functions with discrete operations, which
-            leave the size of what is asked open.
+            allows, no more and no less; default: in functions with operations that have no slope
+            even from afar, which leave the size of what is asked open.
 
     Raises:
         InputError: if an argument is not positive.
@@ -78,7 +78,7 @@ class Sweep(eqx.Module):
     strength: float = 5.0
     damping: float = 10.0
     rank: int | None = 16
-    trust: float = 3e-3
+    trust: float = 5e-3
     reach: float = 5e-3
     per_unit: bool | None = None
     default_steps: ClassVar[int] = 1
@@ -109,7 +109,7 @@ class Sweep(eqx.Module):
             metric: the weights of variables. Those of parameters multiply ω, those of what losses
                 read divide their λ; in between, a sweep has a metric of its own.
         """
-        point = _Point(graph, data, values)
+        point = _Point(graph, data, values, [])
         numbers = {v: _numbers(v.shape) for v in graph.parameters}
         outputs = [c for c in graph.constraints if c.out is None]
         losses = [c for c in outputs if c.rule.family == "loss"]
@@ -130,8 +130,10 @@ class Sweep(eqx.Module):
                 for variable, step in point.pull(view, answer):
                     step = step / jnp.maximum(readers[variable], 1)
                     moves[variable] = moves[variable] + step if variable in moves else step
-        per_unit = _is_discrete(graph) if self.per_unit is None else self.per_unit
-        for layer in self._layers(point, residuals, numbers):
+        layers = self._layers(point, residuals, numbers)
+        per_unit = any(not rule.scaled for rule in point.passed)
+        per_unit = per_unit if self.per_unit is None else self.per_unit
+        for layer in layers:
             steps, moved = self._solve(layer, values, metric, rows, per_unit)
             distances[layer.constraint] = distances.get(layer.constraint, 0.0) + moved
             for variable, step in steps:
@@ -166,9 +168,10 @@ class Sweep(eqx.Module):
             operands, residual = point.operands(c), residuals[c.out]
             request = Request(point.values[c.out], residual, c.variable, self.reach)
             answers = c.rule.hand_over(c.params, operands, request)
+            point.passed.append(c.rule)
             own = point.own(c, numbers)
             for i, view in c.reads:
-                if i not in own:
+                if i not in own and answers[i] is not None:
                     point.ask(residuals, view, answers[i])
             if own:
                 names = {i: point.names(view, numbers) for i, view in own.items()}
@@ -213,7 +216,8 @@ class Sweep(eqx.Module):
                 [x for x, v in zip(known, variable, strict=True) if v],
                 [x for x, v in zip(known, variable, strict=True) if not v],
             )
-            here = _Point(body, env, {v: env[(v.repeats or v).value] for v in body.variables})
+            values = {v: env[(v.repeats or v).value] for v in body.variables}
+            here = _Point(body, env, values, point.passed)
             within: dict[Variable, Array] = {}
             for i, view in enumerate(body.outputs):
                 residual = carried.get(i + first) if i < scan.carries else later.get(i)
@@ -345,11 +349,12 @@ class _Layer(eqx.Module):
 
 
 class _Point(NamedTuple):
-    """A forward pass, as constraints see it."""
+    """A forward pass, as constraints see it; ``passed`` are the rules gone back through."""
 
     graph: ConsensusGraph
     data: Mapping[Value, Any]
     values: Mapping[Variable, Array]
+    passed: list[Rule]
 
     def operands(self, c: Constraint) -> list[Array]:
         """What a constraint reads."""
@@ -394,7 +399,7 @@ def _layer(
 ) -> _Layer:
     """What a rule says of operands, as of variables."""
     # A view that only moves elements needs no more than what is known while tracing.
-    known = _Point(point.graph, point.graph.program.known, {})
+    known = _Point(point.graph, point.graph.program.known, {}, [])
     parts = []
     for k in block.columns:
         operand, view = operands[k.position], own[k.position]
@@ -441,7 +446,7 @@ def _over_time(
         pace: the least that the layer has.
     """
     views: Any = loop.operands
-    known = _Point(point.graph, point.graph.program.known, {})
+    known = _Point(point.graph, point.graph.program.known, {}, [])
     parts = []
     for part in layer.parts:
 
@@ -467,13 +472,6 @@ def _rows_of_all(x: Float[Array, "time rows more"]) -> Float[Array, "time*rows m
 def _numbers(shape: tuple[int, ...]) -> np.ndarray:
     """1, 2, 3, … in a shape."""
     return np.arange(1, 1 + math.prod(shape), dtype=np.int32).reshape(shape)
-
-
-def _is_discrete(graph: ConsensusGraph) -> bool:
-    """Whether there are discrete operations, in scans too."""
-    rules = [c.rule for c in graph.constraints]
-    bodies = [rule.body for rule in rules if isinstance(rule, LoopRule)]
-    return any(rule.family == "discrete" for rule in rules) or any(map(_is_discrete, bodies))
 
 
 def _rows(c: Constraint) -> int:

@@ -74,6 +74,7 @@ class Staircase(Elementwise):
 
     family = "discrete"
     exactness = "exact, the nearest of few pieces"
+    scaled = False
 
     def __init__(
         self,
@@ -125,10 +126,6 @@ class Staircase(Elementwise):
         keys = self._keys(x0, z0, wz / (wx + wz), *data, **params)
         return self._piece(cheapest([*map(cost, keys)], keys), *data, **params)
 
-    def _height(self, *data: Any, **params: Any) -> Any:
-        """Of a step."""
-        return abs(self._rise) or 1.0
-
     def hand_over(
         self, params: dict[str, Any], operands: Sequence[Array], request: Request
     ) -> tuple[Any, ...]:
@@ -147,7 +144,7 @@ class Staircase(Elementwise):
         asked = jnp.mean(jnp.abs(request.residual), axes, keepdims=x.ndim > 1)
         size = jnp.sqrt(jnp.mean(jnp.square(x)))
         asked, size = (jnp.where(a > 0, a, 1.0) for a in (asked, size))
-        height = self._height(*data, **params)
+        height = abs(self._rise) or 1.0
         goal = request.out + request.residual * (height / (2 * asked))
         weight = jnp.square(height / (_FLIP * size))
         # Between two steps, as 0 is of a sign, nothing can stay for long.
@@ -194,6 +191,7 @@ class Steps(Staircase):
     """
 
     exactness = "exact, the nearest of few steps"
+    scaled = True
 
     def __init__(self, function: Callable[..., Array], lower: float, upper: float):
         super().__init__(function, self._levels_near, self._step)
@@ -219,9 +217,20 @@ class Steps(Staircase):
         level = jnp.floor(level - shift) + shift
         return [*(jnp.clip(k, -top, top) for k in (level, level + 1)), -top, top]
 
-    def _height(self, *data: Any, **params: Any) -> Any:
-        """A unit."""
-        return data[0] if data else 1.0
+    def hand_over(
+        self, params: dict[str, Any], operands: Sequence[Array], request: Request
+    ) -> tuple[Any, ...]:
+        """From afar a flight of equal steps is a ramp, and hands over what that does.
+
+        It is what targets get that are many steps away. Outside the ramp, which has as much room
+        for the outermost levels as for others, nothing is asked.
+        """
+        x, *data = operands
+        levels = params.get("levels")
+        residual = request.residual
+        if levels is not None:
+            residual = jnp.where(jnp.abs(x) <= data[0] * (levels / 2), residual, 0)
+        return (residual, *(None for _ in data))
 
     def _step(self, k: Array, unit: Any = 1.0, *, levels: int | None = None, **_: Any) -> Piece:
         lower, upper = unit * (k + self._lower), unit * (k + self._upper)
@@ -420,12 +429,19 @@ class Choice(Rule):
     def hand_over(
         self, params: dict[str, Any], operands: Sequence[Array], request: Request
     ) -> tuple[Any, ...]:
-        """All to the case that is chosen; to the boolean, what the other one would change."""
+        """All to the case that is chosen; else to the boolean, what the other one would change.
+
+        The boolean is asked only between data: beside a case that can answer itself, it would ask
+        for the same once more, and at depth that is what breaks learning.
+        """
         which, *cases = operands
-        chosen = which > 0.5
-        shares = [jnp.where(chosen == bool(i), request.residual, 0) for i in range(2)]
-        every = [request.residual * (cases[1] - cases[0]), *shares]
-        return tuple(r if v else None for r, v in zip(every, request.variable, strict=True))
+        if not any(request.variable[1:]):
+            return (request.residual * (cases[1] - cases[0]), None, None)
+        shares = [
+            jnp.where((which > 0.5) == bool(i), request.residual, 0) if variable else None
+            for i, variable in enumerate(request.variable[1:])
+        ]
+        return (None, *shares)
 
 
 def _cost(metric: Sequence[Any], point: Sequence[Array], start: Sequence[Array]) -> Array:

@@ -343,7 +343,7 @@ class Convolution(Map):
             lambda out: out.reshape((-1, self.features)),
             lambda x: _patches(self.windows, x, 1).reshape((-1, self.fan)),
             restore,
-            pace=10 / 3,
+            pace=2.0,
         )
 
     def copies(self, x: Array, side: int) -> Array:

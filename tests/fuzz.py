@@ -818,7 +818,9 @@ def check(program: Program) -> None:
         Failure: if a promise is broken.
     """
     with _guard("trace"):
-        solve = pjax.project(program.function, program.argnums, metric=program.metric)
+        solve = pjax.project(
+            program.function, program.argnums, metric=program.metric, schedule="parallel"
+        )
         try:
             signature, parameters, data = solve._split(tuple(program.arguments), {})
             graph = solve._graph(signature, parameters, data)

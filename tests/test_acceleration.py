@@ -59,8 +59,9 @@ def test_averages():
     record = []
     train, params, state = run([pjax.Momentum(0.5), pjax.Averaging(0.75)], record=record)
     average, _ = problem()
-    for new in record:
-        average = jax.tree.map(lambda a, n: 0.75 * a + 0.25 * n, average, new)
+    for count, new in enumerate(record):
+        share = max(0.25, 1 - (1 + count) / (10 + count))
+        average = jax.tree.map(lambda a, n, s=share: (1 - s) * a + s * n, average, new)
     found = train.averaged(params, state)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, average)
     # The state is a pytree: what is saved and restored goes on alike.
@@ -83,7 +84,7 @@ def test_averages_of_several_arguments_keep_their_order():
     pair, state, _ = train.update(pair, state, *batches[0])
     average = train.averaged(pair, state)
     for new, old, found in zip(pair, (params["w"], params["b"]), average, strict=True):
-        np.testing.assert_allclose(found, 0.98 * old + 0.02 * new, atol=1e-6)
+        np.testing.assert_allclose(found, 0.1 * old + 0.9 * new, atol=1e-6)
 
 
 def test_bad_values():
@@ -92,7 +93,7 @@ def test_bad_values():
             make(1.0)
     for bad in ([0.9], 0.9, pjax.Momentum):
         with pytest.raises(InputError, match=r"must be values such as pjax.Momentum\(\)"):
-            pjax.project(fit, acceleration=bad)  # pyright: ignore
+            pjax.project(fit, acceleration=bad, schedule="parallel")  # pyright: ignore
     train, params, state = run(())
     with pytest.raises(InputError, match="averaged: there is no average"):
         train.averaged(params, state)

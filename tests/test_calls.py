@@ -189,7 +189,9 @@ def test_without_a_projection():
     with pytest.raises(pjax.InputError, match=r"unfinished has no projection yet.*defprojection"):
         unfinished(jnp.ones(2))
     with pytest.raises(pjax.InputError, match="unfinished"):
-        pjax.project(lambda x: pjax.constrain(unfinished(x), sets.Equal(0.0)))(jnp.ones(2))
+        pjax.project(lambda x: pjax.constrain(unfinished(x), sets.Equal(0.0)), schedule="parallel")(
+            jnp.ones(2)
+        )
 
 
 def test_a_projection_that_answers_wrongly_is_told():
@@ -202,4 +204,6 @@ def test_a_projection_that_answers_wrongly_is_told():
         return (*operands, out), out  # one operand too many
 
     with pytest.raises((pjax.InputError, ValueError)):
-        pjax.project(lambda x: pjax.constrain(double(x), sets.Equal(0.0)), steps=1)(jnp.ones(2))
+        pjax.project(
+            lambda x: pjax.constrain(double(x), sets.Equal(0.0)), steps=1, schedule="parallel"
+        )(jnp.ones(2))

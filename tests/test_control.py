@@ -152,7 +152,10 @@ def test_the_graph_does_not_grow_with_length():
         _, ys = lax.scan(lambda h, x: (cell(p, h, x),) * 2, jnp.zeros(3), xs)
         return pjax.losses.squared_error(ys, jnp.zeros_like(ys))
 
-    graphs = [pjax.project(fit).trace(parameters(), jnp.ones((n, 2))) for n in (64, 512)]
+    graphs = [
+        pjax.project(fit, schedule="parallel").trace(parameters(), jnp.ones((n, 2)))
+        for n in (64, 512)
+    ]
     constraints, equations = (
         [f(g) for g in graphs]
         for f in (lambda g: len(g.constraints), lambda g: len(g.program.equations))
@@ -170,7 +173,9 @@ def test_a_shift_register():
         _, ys = scan(step, (p["h"], p["b"]), XS)
         return pjax.losses.squared_error(ys, jnp.abs(GOAL))
 
-    new, info = pjax.project(lambda p: program(lax.scan, p), steps=150)(parameters())
+    new, info = pjax.project(lambda p: program(lax.scan, p), steps=150, schedule="parallel")(
+        parameters()
+    )
     assert info.gap < 0.2 * jnp.max(info.history)
     assert program(unrolled, new) < program(unrolled, parameters())
 
@@ -188,7 +193,7 @@ def test_a_carry_may_be_data_on_one_side():
         return pjax.losses.squared_error(ys, jnp.abs(GOAL))
 
     for fit in (overwritten, begun):
-        new, info = pjax.project(fit, steps=100)(parameters())
+        new, info = pjax.project(fit, steps=100, schedule="parallel")(parameters())
         assert info.gap < 0.5 * jnp.max(info.history)
         assert fit(new) < fit(parameters())
 
@@ -199,9 +204,11 @@ def test_map(maker):
         ys = maker(lambda x: jnp.abs(p["U"] @ x + p["b"]), XS)
         return pjax.losses.squared_error(ys, GOAL)
 
-    new, _ = pjax.project(fit, steps=5)(parameters())
+    new, _ = pjax.project(fit, steps=5, schedule="parallel")(parameters())
     wanted, _ = pjax.project(
-        lambda p: pjax.losses.squared_error(jnp.abs(XS @ p["U"].T + p["b"][None]), GOAL), steps=5
+        lambda p: pjax.losses.squared_error(jnp.abs(XS @ p["U"].T + p["b"][None]), GOAL),
+        steps=5,
+        schedule="parallel",
     )(parameters())
     np.testing.assert_allclose(new["U"], wanted["U"], atol=1e-5)
 
@@ -217,7 +224,9 @@ def test_fori_loop():
             h = jnp.abs(p["W"] @ h + XS[i, 0])
         return pjax.losses.squared_error(h, GOAL[0])
 
-    new, wanted = (pjax.project(f, steps=6)(parameters())[0] for f in (fit, oracle))
+    new, wanted = (
+        pjax.project(f, steps=6, schedule="parallel")(parameters())[0] for f in (fit, oracle)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), new, wanted)
 
 
@@ -235,8 +244,8 @@ def test_switch_by_data(index):
     def oracle(p):
         return pjax.losses.squared_error(branches[index](p) + p["b"], GOAL[0])
 
-    new, _ = pjax.project(switched, steps=200)(parameters(), jnp.int32(index))
-    wanted, _ = pjax.project(oracle, steps=200)(parameters())
+    new, _ = pjax.project(switched, steps=200, schedule="parallel")(parameters(), jnp.int32(index))
+    wanted, _ = pjax.project(oracle, steps=200, schedule="parallel")(parameters())
     assert abs(oracle(new) - oracle(wanted)) < 1e-3
     unread = {0: "h", 1: "W", 2: "W"}[index]
     np.testing.assert_array_equal(new[unread], parameters()[unread])
@@ -256,10 +265,10 @@ def test_what_loops_cannot_be():
         return pjax.losses.squared_error(h * p["h"], GOAL[0])
 
     with pytest.raises(pjax.MissingRuleError, match="length is not known.*fori_loop"):
-        pjax.project(endless)(parameters())
+        pjax.project(endless, schedule="parallel")(parameters())
     for fit in (decided, until):
         with pytest.raises(pjax.TraceError, match="test_control.py.*jnp.where"):
-            pjax.project(fit)(parameters())
+            pjax.project(fit, schedule="parallel")(parameters())
 
 
 def test_no_steps_at_all():
@@ -268,8 +277,8 @@ def test_no_steps_at_all():
         assert ys.shape == (0, 3)
         return pjax.losses.squared_error(h * p["b"], GOAL[0])
 
-    new, _ = pjax.project(fit, steps=5)(parameters())
+    new, _ = pjax.project(fit, steps=5, schedule="parallel")(parameters())
     wanted, _ = pjax.project(
-        lambda p: pjax.losses.squared_error(p["h"] * p["b"], GOAL[0]), steps=5
+        lambda p: pjax.losses.squared_error(p["h"] * p["b"], GOAL[0]), steps=5, schedule="parallel"
     )(parameters())
     np.testing.assert_allclose(new["h"], wanted["h"], atol=1e-6)

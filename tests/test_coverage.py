@@ -93,7 +93,7 @@ def test_case(primitive, rule, case):
     argnums = tuple(range(len(xs)))
     if isinstance(rule, Refusal):
         with pytest.raises(pjax.PjaxError) as error:
-            pjax.project(problem(case), argnums).trace(*xs)
+            pjax.project(problem(case), argnums, schedule="parallel").trace(*xs)
         assert rule.reason in str(error.value)
         return
     shapes = [np.shape(out) for out in jax.tree.leaves(jax.eval_shape(case.function, *xs))]
@@ -209,6 +209,6 @@ def test_integers_and_indices_of_variables_are_data():
             scores * (1 + first[:, None]).astype(x.dtype), jnp.ones((4, 3))
         )
 
-    graph = pjax.project(fit).trace(jnp.ones((2, 3)), jnp.ones((4, 2)))
+    graph = pjax.project(fit, schedule="parallel").trace(jnp.ones((2, 3)), jnp.ones((4, 2)))
     assert [e.primitive.name for e in graph.program.frozen][:1] == ["argmax"]
     assert len(graph.constraints) == 2

@@ -19,7 +19,7 @@ def fit(w, x, y):
     return losses.cross_entropy(x @ w, y)
 
 
-TRAIN = pjax.project(fit, steps=2)
+TRAIN = pjax.project(fit, steps=2, schedule="parallel")
 
 
 def refused(error, match, function, *args, **options):
@@ -75,7 +75,7 @@ def test_primitives_on_data_need_no_rule():
     def function(w, x, y):
         return losses.cross_entropy(jnp.sort(jnp.sin(x)) @ w, y)
 
-    pjax.project(function).trace(W, X, Y)
+    pjax.project(function, schedule="parallel").trace(W, X, Y)
 
 
 def test_integer_parameters():
@@ -176,7 +176,7 @@ def test_shapes_that_disagree_between_calls():
 
 def test_parameters_that_are_not_passed():
     with pytest.raises(pjax.InputError, match="argument 2, but was called with 2 arguments"):
-        pjax.project(fit, 2)(W, X)
+        pjax.project(fit, 2, schedule="parallel")(W, X)
     with pytest.raises(pjax.InputError, match="argument"):
         TRAIN(w=W, x=X, y=Y)
 
@@ -287,7 +287,9 @@ def test_overflow_and_invalid_values_in_the_forward_pass():
 
 def test_a_loss_scaled_by_what_is_not_positive():
     """Known only when it runs: the loss is named."""
-    train = pjax.project(lambda w, x, y, s: s * losses.cross_entropy(x @ w, y), steps=2)
+    train = pjax.project(
+        lambda w, x, y, s: s * losses.cross_entropy(x @ w, y), steps=2, schedule="parallel"
+    )
     for scale in (-1.0, jnp.nan):
         with pytest.raises(pjax.NonFiniteError, match="cross_entropy|data argument s"):
             train(W, X, Y, jnp.array(scale))
@@ -319,7 +321,7 @@ def test_arithmetic_on_a_loss(arithmetic):
         return arithmetic(losses.cross_entropy(x @ w, y), w)
 
     with pytest.raises(pjax.TraceError, match="of a loss at") as caught:
-        pjax.project(function).trace(W, X, Y)
+        pjax.project(function, schedule="parallel").trace(W, X, Y)
     message = str(caught.value)
     assert __file__ in message and "scales its λ" in message and "positive" in message
 
@@ -354,8 +356,12 @@ def test_a_variable_times_itself():
 
     refused(pjax.TraceError, "multiplies a variable with itself", shifted, W)
     # Two parts of one array are two variables, and x * x is a square.
-    pjax.project(lambda w: losses.squared_error(w[0] * w[1], jnp.ones(2))).trace(W)
-    pjax.project(lambda w: losses.squared_error(w * w, jnp.ones((3, 2)))).trace(W)
+    pjax.project(
+        lambda w: losses.squared_error(w[0] * w[1], jnp.ones(2)), schedule="parallel"
+    ).trace(W)
+    pjax.project(
+        lambda w: losses.squared_error(w * w, jnp.ones((3, 2))), schedule="parallel"
+    ).trace(W)
 
 
 @pytest.mark.parametrize(
@@ -391,7 +397,7 @@ def test_arguments_of_project(options, match):
 
 def test_what_is_no_function():
     with pytest.raises(pjax.InputError, match="project takes a function"):
-        pjax.project(3)
+        pjax.project(3, schedule="parallel")
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf"), True, None, "1"])
@@ -402,7 +408,7 @@ def test_weights_are_positive_numbers(weight):
 
 
 def test_a_path_that_matches_nothing():
-    train = pjax.project(fit, steps=2, metric={"model.weight": 2.0})
+    train = pjax.project(fit, steps=2, metric={"model.weight": 2.0}, schedule="parallel")
     with pytest.raises(pjax.InputError, match="'model.weight' matches no variable") as caught:
         train(W, X, Y)
     assert "there are: w," in str(caught.value)
@@ -413,7 +419,9 @@ def test_arguments_that_cannot_be_hashed():
         __hash__ = None  # pyright: ignore
 
     with pytest.raises(pjax.InputError, match="must be hashable"):
-        pjax.project(lambda w, x, y, extra: fit(w, x, y), steps=2)(W, X, Y, Mutable())
+        pjax.project(lambda w, x, y, extra: fit(w, x, y), steps=2, schedule="parallel")(
+            W, X, Y, Mutable()
+        )
 
 
 def test_errors_are_also_pythons_own():
@@ -427,7 +435,9 @@ def test_modules_may_hold_integers():
         w: jax.Array
         n: jax.Array
 
-    new, _ = pjax.project(lambda m, x, y: fit(m.w, x, y), steps=2)(Counting(W, jnp.arange(2)), X, Y)
+    new, _ = pjax.project(lambda m, x, y: fit(m.w, x, y), steps=2, schedule="parallel")(
+        Counting(W, jnp.arange(2)), X, Y
+    )
     np.testing.assert_array_equal(new.n, [0, 1])
 
 
@@ -439,5 +449,5 @@ def test_indices_that_are_known_tell_parts_of_an_array_apart():
         return losses.squared_error(jnp.take(w, first) * w[jnp.array(second)], jnp.ones(2))
 
     w = jnp.array([0.5, 1.0, 1.5])
-    pjax.project(lambda w: parts(w, [2, 2])).trace(w)
+    pjax.project(lambda w: parts(w, [2, 2]), schedule="parallel").trace(w)
     refused(pjax.TraceError, "multiplies a variable with itself", lambda w: parts(w, [2, 1]), w)

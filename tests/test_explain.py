@@ -102,7 +102,7 @@ def example(name, copies=False):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_sizes_are_those_of_the_lowering(name):
     fn, args = PROGRAMS[name]
-    projected = pjax.project(fn)
+    projected = pjax.project(fn, schedule="parallel")
     signature, parameters, data = projected._split(args, {})
     graph = projected._graph(signature, parameters, data)
 
@@ -233,7 +233,7 @@ def test_what_is_missing_is_shown():
     assert {"dot_general", "dot_general_1", "Equal", "squared_error"} <= {r.name for r in e.rows}
     assert "mystery" not in {row.name for row in e.rows}
     with pytest.raises(pjax.MissingRuleError):
-        pjax.project(fit).trace(params, normal(2, 8, 3))
+        pjax.project(fit, schedule="parallel").trace(params, normal(2, 8, 3))
 
 
 def test_no_output_constraint():
@@ -339,7 +339,7 @@ def test_shapes_are_enough(monkeypatch):
 
 def test_the_method_prints(capsys):
     fn, args = PROGRAMS["mlp"]
-    answer = pjax.project(fn).explain(*args)
+    answer = pjax.project(fn, schedule="parallel").explain(*args)
     text = capsys.readouterr().out
     assert answer is None
     assert text.startswith("mlp: 6 parameters, 5 hidden variables, 6 constraints\n")

@@ -29,7 +29,7 @@ def the_sum(fn, *shapes):
         pjax.constrain(fn(*params), pjax.sets.Equal(0.0))
 
     arrays = tuple(jnp.zeros(shape) for shape in shapes)
-    graph = pjax.project(constrained, granularity="block").trace(arrays)
+    graph = pjax.project(constrained, granularity="block", schedule="parallel").trace(arrays)
     (found,) = (c for c in graph.constraints if isinstance(c.rule, BlockRule))
     return found
 
@@ -247,10 +247,14 @@ def test_constraints_of_a_colour_are_independent():
 
 
 def test_granularity_by_names():
-    graph = pjax.project(network, granularity={"dot_general_1": "block"}).trace(PARAMS, X, Y)
+    graph = pjax.project(
+        network, granularity={"dot_general_1": "block"}, schedule="parallel"
+    ).trace(PARAMS, X, Y)
     blocks = [c.name for c in graph.constraints if c.rule.granularity == "block"]
     assert blocks == ["dot_general_1"]
-    graph = pjax.project(network, granularity={"*": pjax.Block(rounds=2), "dot_general": "row"})
+    graph = pjax.project(
+        network, granularity={"*": pjax.Block(rounds=2), "dot_general": "row"}, schedule="parallel"
+    )
     kinds = {c.name: c.rule.exactness for c in graph.trace(PARAMS, X, Y).constraints}
     assert kinds["dot_general_1"] == "linearised, 2 rounds" and kinds["dot_general"] == "exact"
 

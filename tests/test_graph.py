@@ -12,7 +12,7 @@ from pjax_trace.project import _Run
 
 def run(fn, params, *data, metric=None):
     """A traced problem."""
-    projected = pjax.project(fn)
+    projected = pjax.project(fn, schedule="parallel")
     signature, parameters, arrays = projected._split((params, *data), {})
     graph = projected._graph(signature, parameters, arrays)
     return _Run(graph, metric or pjax.Metric(), parameters, arrays)
@@ -191,4 +191,4 @@ def test_print():
 def test_the_same_function_prints_the_same_graph():
     first, second = (str(run(recurrent, SQUARE, normal(1, 4, 3)).graph) for _ in range(2))
     assert first == second
-    assert first == str(pjax.project(recurrent).trace(SQUARE, normal(1, 4, 3)))
+    assert first == str(pjax.project(recurrent, schedule="parallel").trace(SQUARE, normal(1, 4, 3)))

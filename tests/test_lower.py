@@ -25,7 +25,7 @@ SETTINGS = settings(
 
 def run(fn, params, *data, metric=None):
     """A traced problem, ready to be projected."""
-    projected = pjax.project(fn)
+    projected = pjax.project(fn, schedule="parallel")
     signature, parameters, arrays = projected._split((params, *data), {})
     graph = projected._graph(signature, parameters, arrays)
     return _Run(graph, metric or pjax.Metric(), parameters, arrays)

@@ -20,7 +20,7 @@ LAYERS = {
     10: {"weight": jnp.ones((3, 2))},
 }
 MODEL = {"layers": LAYERS}
-GRAPH = pjax.project(network).trace(MODEL, jnp.ones((4, 2)), jnp.ones((4, 2)))
+GRAPH = pjax.project(network, schedule="parallel").trace(MODEL, jnp.ones((4, 2)), jnp.ones((4, 2)))
 NAMES = [v.name for v in GRAPH.variables]
 ROOT = "model['layers']"
 

@@ -84,5 +84,5 @@ def test_traces(name):
     def fit(parameters, x, y):
         return pjax.losses.margin(model.apply(parameters, x), y, margin=MARGIN)
 
-    graph = pjax.project(fit).trace(model.parameters, model.x, LABELS)
+    graph = pjax.project(fit, schedule="parallel").trace(model.parameters, model.x, LABELS)
     assert graph.constraints and not graph.problems

@@ -21,7 +21,7 @@ def ended(*values):
 
 
 def graph_of(function, *args):
-    return pjax.project(function, argnums=tuple(range(len(args)))).trace(*args)
+    return pjax.project(function, argnums=tuple(range(len(args))), schedule="parallel").trace(*args)
 
 
 def sums(graph):
@@ -108,7 +108,7 @@ def test_cells(cell, loose_promotion):
         state, _ = jax.lax.scan(lambda h, x: (cell(x, h), None), start, xs)
         return pjax.losses.squared_error(state[0] if lstm else state, jnp.ones(4))
 
-    graph = pjax.project(fit).trace(cell, X)
+    graph = pjax.project(fit, schedule="parallel").trace(cell, X)
     gate = [c for c in graph.constraints if c.out is not None and len(c.reads) >= 4]
     assert len(gate) >= (4 if lstm else 2)  # both products and the bias, in one constraint
     arrays = jax.tree.leaves(eqx.filter(cell, eqx.is_array))

@@ -82,7 +82,10 @@ PROGRAMS = {
     "deep": (deep, ([(SQUARE, normal(2, 1, 3))] * 16, normal(1, 4, 3))),
     "custom": (custom, ({'a "quoted" \\ name': normal(0, 3)},)),
 }
-GRAPHS = {name: pjax.project(fn).trace(*args) for name, (fn, args) in PROGRAMS.items()}
+GRAPHS = {
+    name: pjax.project(fn, schedule="parallel").trace(*args)
+    for name, (fn, args) in PROGRAMS.items()
+}
 
 
 def recurrent():
@@ -147,7 +150,7 @@ def test_dot(name):
 
 def test_dot_is_the_same_every_time():
     fn, args = PROGRAMS["fan"]
-    assert to_dot(pjax.project(fn).trace(*args)) == to_dot(GRAPHS["fan"])
+    assert to_dot(pjax.project(fn, schedule="parallel").trace(*args)) == to_dot(GRAPHS["fan"])
 
 
 def test_dot_escapes():

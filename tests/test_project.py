@@ -44,7 +44,7 @@ def fit(net, x, y):
 
 
 NET = Net(KEY)
-TRAIN = pjax.project(fit, steps=10)
+TRAIN = pjax.project(fit, steps=10, schedule="parallel")
 
 
 def linear(w, x, y, *, shift=None):
@@ -53,7 +53,7 @@ def linear(w, x, y, *, shift=None):
 
 
 W = 0.1 * jax.random.normal(jax.random.key(2), (4, 3))
-LINEAR = pjax.project(linear, steps=10)
+LINEAR = pjax.project(linear, steps=10, schedule="parallel")
 
 
 def same(one, other):
@@ -121,17 +121,21 @@ def test_a_module_under_filter_jit():
 def test_argnums_and_keywords():
     expected, _ = LINEAR(W, X, LABELS)
 
-    second = pjax.project(lambda x, w, y: linear(w, x, y), 1, steps=10)
+    second = pjax.project(lambda x, w, y: linear(w, x, y), 1, steps=10, schedule="parallel")
     same(second(X, W, LABELS)[0], expected)
     state = second.init(W)
     same(second.update(W, state, X, LABELS)[0], expected)
 
     bias = 0.1 * jnp.ones(3)
-    both = pjax.project(lambda w, x, b, y: linear(w, x, y, shift=b[None]), (0, 2), steps=10)
+    both = pjax.project(
+        lambda w, x, b, y: linear(w, x, y, shift=b[None]), (0, 2), steps=10, schedule="parallel"
+    )
     (w, b), _ = both(W, X, bias, LABELS)
     assert w.shape == W.shape and b.shape == bias.shape and bool(jnp.any(b != bias))
 
-    swapped = pjax.project(lambda w, x, b, y: linear(w, x, y, shift=b[None]), (2, 0), steps=10)
+    swapped = pjax.project(
+        lambda w, x, b, y: linear(w, x, y, shift=b[None]), (2, 0), steps=10, schedule="parallel"
+    )
     (b2, w2), _ = swapped(W, X, bias, LABELS)
     np.testing.assert_allclose(b2, b, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(w2, w, rtol=1e-5, atol=1e-6)
@@ -152,19 +156,24 @@ def test_pytrees():
         ((w, b),) = p["layers"]
         return pjax.losses.squared_error(p["scale"][0] * (x @ w + b[None]), y)
 
-    new, info = pjax.project(function, steps=5)(tree, X, LABELS)
+    new, info = pjax.project(function, steps=5, schedule="parallel")(tree, X, LABELS)
     assert jax.tree.structure(new) == jax.tree.structure(tree)
     assert all(
         bool(jnp.any(a != b)) for a, b in zip(*map(jax.tree.leaves, (new, tree)), strict=True)
     )
-    names = [p.name for p in pjax.project(function).trace(tree, X, LABELS).parameters]
+    names = [
+        p.name
+        for p in pjax.project(function, schedule="parallel").trace(tree, X, LABELS).parameters
+    ]
     assert names == ["p['layers'][0][0]", "p['layers'][0][1]", "p['scale'][0]"]
 
 
 def test_part_of_a_model():
     moving = eqx.filter(NET, lambda leaf: leaf is NET.bias)
     fixed = eqx.filter(NET, lambda leaf: leaf is not NET.bias)
-    train = pjax.project(lambda m, f, x, y: fit(eqx.combine(m, f), x, y), steps=5)
+    train = pjax.project(
+        lambda m, f, x, y: fit(eqx.combine(m, f), x, y), steps=5, schedule="parallel"
+    )
     new, _ = train(moving, fixed, X, LABELS)
     assert new.weight is None and bool(jnp.any(new.bias != NET.bias))
     assert [p.name for p in train.trace(moving, fixed, X, LABELS).parameters] == ["m.bias"]
@@ -221,7 +230,7 @@ def test_one_compilation_per_shape():
         traces.append(x.shape)
         return pjax.losses.squared_error(x @ w, y)
 
-    train = pjax.project(counted, steps=3)
+    train = pjax.project(counted, steps=3, schedule="parallel")
     state = train.init(W)
     w = W
     for _ in range(3):
@@ -245,7 +254,7 @@ def test_stages():
     assert compiled.as_text().count(" while(") == 1
     memory = compiled.memory_analysis()
     assert memory.output_size_in_bytes > 0
-    longer = pjax.project(linear, steps=500).lower(W, X, LABELS).as_text()
+    longer = pjax.project(linear, steps=500, schedule="parallel").lower(W, X, LABELS).as_text()
     assert longer.count("stablehlo.while") == 1
     assert abs(len(longer.splitlines()) - len(lowered.as_text().splitlines())) <= 2
 
@@ -264,7 +273,9 @@ def test_no_python_in_a_step(capfd):
         mean = (wx * x + weights.out * out) / (wx + weights.out)
         return (mean,), mean
 
-    train = pjax.project(lambda w: pjax.constrain(same_as(w), sets.Equal(1.0)), steps=50)
+    train = pjax.project(
+        lambda w: pjax.constrain(same_as(w), sets.Equal(1.0)), steps=50, schedule="parallel"
+    )
     train(jnp.zeros(2))
     traced = len(calls)
     assert traced < 50
@@ -330,22 +341,22 @@ def test_the_gap_falls():
 
 def test_tol_stops_early():
     x, y = X[:3], LABELS[:3]
-    full = pjax.project(linear, steps=200)
+    full = pjax.project(linear, steps=200, schedule="parallel")
     _, info = full(W, x, y)
     tol = 1e-2
-    early = pjax.project(linear, steps=200, tol=tol)
+    early = pjax.project(linear, steps=200, tol=tol, schedule="parallel")
     w, stopped = early(W, x, y)
     steps = int(stopped.steps)
     assert 1 <= steps < 200 and stopped.gap <= tol
     assert stopped.history.shape == (200,)
     np.testing.assert_allclose(stopped.history[:steps], info.history[:steps], rtol=1e-4, atol=1e-6)
     assert bool(jnp.all(jnp.isnan(stopped.history[steps:])))
-    same_steps, at = pjax.project(linear, steps=steps)(W, x, y)
+    same_steps, at = pjax.project(linear, steps=steps, schedule="parallel")(W, x, y)
     np.testing.assert_allclose(w, same_steps, rtol=1e-5, atol=1e-6)
-    before = pjax.project(linear, steps=steps - 1)(W, x, y)[1]
+    before = pjax.project(linear, steps=steps - 1, schedule="parallel")(W, x, y)[1]
     assert before.gap > tol
     assert f"after {steps} steps" in str(stopped)
-    never, info = pjax.project(linear, steps=7, tol=0.0)(W, X, LABELS)
+    never, info = pjax.project(linear, steps=7, tol=0.0, schedule="parallel")(W, X, LABELS)
     assert int(info.steps) == 7
 
 
@@ -363,7 +374,7 @@ def test_the_shadow_is_returned():
 
 
 def test_defaults():
-    train = pjax.project(linear)
+    train = pjax.project(linear, schedule="parallel")
     assert "AlternatingProjections" in repr(train) and "steps=50" in repr(train)
     assert "momentum=0.9" in repr(train) and "linear" in repr(train)
     explicit = pjax.project(
@@ -385,10 +396,10 @@ def test_what_the_function_makes_of_a_loss_scales_it():
     def same_as(factor, function, *, lam=4.0):
         """Whether the function trains as the loss with λ = 2 does, ``factor · lam`` being 2."""
         assert factor * lam == 2.0
-        new, _ = pjax.project(function, steps=3)(W, X, LABELS)
+        new, _ = pjax.project(function, steps=3, schedule="parallel")(W, X, LABELS)
         np.testing.assert_allclose(new, half, rtol=1e-5, atol=1e-6)
 
-    train = pjax.project(lambda w, x, y, lam: loss(x @ w, y, lam=lam), steps=3)
+    train = pjax.project(lambda w, x, y, lam: loss(x @ w, y, lam=lam), steps=3, schedule="parallel")
     half, _ = train(W, X, LABELS, jnp.array(2.0))
     assert not np.allclose(half, train(W, X, LABELS, jnp.array(4.0))[0], atol=1e-4)
     same_as(0.5, lambda w, x, y: 0.5 * loss(x @ w, y, lam=4.0) / 1.0)
@@ -424,8 +435,8 @@ def test_two_losses_are_added():
     def apart(w, x, y):
         return pjax.losses.squared_error(x @ w, y, lam=2.0), pjax.losses.margin(x @ w, y, lam=1.0)
 
-    one, info = pjax.project(two, steps=5)(W, X, LABELS)
-    other, _ = pjax.project(apart, steps=5)(W, X, LABELS)
+    one, info = pjax.project(two, steps=5, schedule="parallel")(W, X, LABELS)
+    other, _ = pjax.project(apart, steps=5, schedule="parallel")(W, X, LABELS)
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
     assert list(info.losses) == ["squared_error", "margin"]
     value = pjax.losses.squared_error(X @ one, LABELS)
@@ -441,7 +452,7 @@ def test_the_metric_by_kind_and_path():
     p = {"first": W, "second": jnp.eye(3) + 0.1}
 
     def moved(metric):
-        new, _ = pjax.project(two_layers, steps=3, metric=metric)(p, X, LABELS)
+        new, _ = pjax.project(two_layers, steps=3, metric=metric, schedule="parallel")(p, X, LABELS)
         return {k: float(jnp.max(jnp.abs(new[k] - p[k]))) for k in p}
 
     plain = moved(None)
@@ -450,7 +461,7 @@ def test_the_metric_by_kind_and_path():
     # What the loss reads, held fast: the pull towards the labels is a ten-thousandth.
     assert max(moved(pjax.Metric(outputs=1e4)).values()) < 0.1 * max(plain.values())
 
-    graph = pjax.project(two_layers).trace(p, X, LABELS)
+    graph = pjax.project(two_layers, schedule="parallel").trace(p, X, LABELS)
 
     def weights(**kinds):
         return {v.name: weight for v, weight in pjax.Metric(**kinds).resolve(graph).items()}
@@ -473,5 +484,7 @@ def test_infinite_data_is_allowed_where_the_function_can_use_it():
         pjax.constrain(w, sets.Box(-1.0, upper))
         return pjax.losses.margin(x @ w, y, lam=lam)
 
-    w, info = pjax.project(problem, steps=3)(W, jnp.inf * jnp.ones(3), X, Y, jnp.array(jnp.inf))
+    w, info = pjax.project(problem, steps=3, schedule="parallel")(
+        W, jnp.inf * jnp.ones(3), X, Y, jnp.array(jnp.inf)
+    )
     assert bool(info.finite) and bool(jnp.all(jnp.isfinite(w)))

@@ -12,7 +12,7 @@ from pjax_trace.project import _Run
 
 def run(fn, params, *data):
     """A traced problem."""
-    projected = pjax.project(fn)
+    projected = pjax.project(fn, schedule="parallel")
     signature, parameters, arrays = projected._split((params, *data), {})
     graph = projected._graph(signature, parameters, arrays)
     return _Run(graph, pjax.Metric(), parameters, arrays)

@@ -152,7 +152,7 @@ def test_zero_weights_and_zero_inputs_move_and_stay():
 # With heavy damping a layer's move is along its cotangent, and near targets make those gradients.
 LIMIT = {"strength": 0.1, "damping": 300.0, "trust": FAR, "reach": 1e-3}
 # A choice by a variable asks its boolean, too, which has no gradient.
-DISCRETE = {"sign", "round", "where", "elu", "prelu", "ternary weights"}
+DISCRETE = {"sign", "round", "ternary weights"}
 QUICK = {"relu", "attention"}
 
 

@@ -123,7 +123,7 @@ def test_data_stay_data():
         scale = jnp.sort(jnp.fft.fft(d).real)[::-1]  # primitives without rules
         pjax.constrain(x * scale, pjax.sets.Equal(1.0))
 
-    graph = pjax.project(function).trace(X, Y)
+    graph = pjax.project(function, schedule="parallel").trace(X, Y)
     assert [c.name for c in graph.constraints] == ["Equal"]
     program = graph.program
     assert [v.name for v in program.parameters] == ["x"]
@@ -140,7 +140,7 @@ def test_dead_code_is_gone():
         loss = pjax.losses.squared_error(x[None], d[None])
         return 2.0 * loss, {"sorted": jnp.sort(x), "count": jnp.argmax(x), "aux": unused.real}
 
-    projected = pjax.project(function, steps=1)
+    projected = pjax.project(function, steps=1, schedule="parallel")
     graph = projected.trace(X, Y)
     primitives = {e.primitive.name for e in graph.program.equations}
     assert primitives.isdisjoint({"sort", "fft", "argmax"})
@@ -162,7 +162,7 @@ def test_numbering_is_deterministic():
             h = traced_anew(params["a"], with_jvp(params["b"]))[0] * x
             return pjax.losses.squared_error(jax.nn.relu(h)[None], x[None])
 
-        program = pjax.project(function).trace(*arguments).program
+        program = pjax.project(function, schedule="parallel").trace(*arguments).program
         return [
             (e.primitive.name, [v.index for v in e.inputs], [v.index for v in e.outputs], e.source)
             for e in program.equations
@@ -181,7 +181,7 @@ def test_argument_paths():
         return pjax.losses.squared_error(scale * jax.vmap(model)(batch["x"]), batch["y"])
 
     batch = {"x": jnp.ones((4, 3)), "y": jnp.zeros((4, 1))}
-    graph = pjax.project(fit).trace(model, batch, scale=jnp.float32(2.0))
+    graph = pjax.project(fit, schedule="parallel").trace(model, batch, scale=jnp.float32(2.0))
     assert [p.name for p in graph.parameters] == [
         "model.layers[0].weight",
         "model.layers[0].bias",
@@ -213,7 +213,8 @@ def test_source_lines_are_the_users():
 def test_source_lines_reach_the_messages():
     with pytest.raises(pjax.MissingRuleError) as error:
         pjax.project(
-            lambda x: pjax.constrain(jax.lax.lgamma(x), pjax.sets.Equal(1.0))  # a factorial
+            lambda x: pjax.constrain(jax.lax.lgamma(x), pjax.sets.Equal(1.0)),  # a factorial
+            schedule="parallel",
         ).trace(X)
     line = 1 + next(
         i
@@ -240,7 +241,11 @@ def test_named_scopes():
     assert scopes["cos"] == ""
     assert scopes["sin"].startswith("outer") and scopes["sin"].endswith("inner")
 
-    graph = pjax.project(lambda x, y: pjax.constrain(_product(x, y), pjax.sets.Equal(1.0)), (0, 1))
+    graph = pjax.project(
+        lambda x, y: pjax.constrain(_product(x, y), pjax.sets.Equal(1.0)),
+        (0, 1),
+        schedule="parallel",
+    )
     assert graph.trace(X, Y).constraints[0].scope == "product"
 
 
@@ -260,7 +265,8 @@ def test_stop_gradient_is_data():
     np.testing.assert_allclose(env[program.outputs[0]], function(X), rtol=1e-6)
     # What only it needs asks for no rule.
     graph = pjax.project(
-        lambda x: pjax.constrain(x * jax.lax.stop_gradient(jnp.sort(x)), pjax.sets.Equal(1.0))
+        lambda x: pjax.constrain(x * jax.lax.stop_gradient(jnp.sort(x)), pjax.sets.Equal(1.0)),
+        schedule="parallel",
     ).trace(X)
     assert [c.name for c in graph.constraints] == ["Equal"]
 
@@ -292,7 +298,7 @@ def test_modules_as_they_are():
     def fit(module, x):
         return pjax.losses.squared_error(module(x)[None], jnp.ones((1, 2)))
 
-    moved, info = pjax.project(fit, steps=3)(module, jnp.ones(2))
+    moved, info = pjax.project(fit, steps=3, schedule="parallel")(module, jnp.ones(2))
     assert jax.tree.structure(moved) == jax.tree.structure(module)
     assert moved.factor == 2.0 and moved.name == "scaled"
     np.testing.assert_array_equal(moved.index, module.index)
@@ -313,14 +319,17 @@ def test_disable_jit():
     def kinds(graph):
         return [(c.rule.family, c.shapes, c.variable) for c in graph.constraints]
 
-    expected = kinds(pjax.project(fit).trace(model, x))
+    expected = kinds(pjax.project(fit, schedule="parallel").trace(model, x))
     with jax.disable_jit():
-        assert kinds(pjax.project(fit).trace(model, x)) == expected
+        assert kinds(pjax.project(fit, schedule="parallel").trace(model, x)) == expected
 
 
 def test_python_branches_are_refused():
     with pytest.raises(pjax.TraceError, match="depends on the value of a traced array"):
-        pjax.project(lambda x: pjax.constrain(x if x[0] > 0 else -x, pjax.sets.Equal(1.0))).trace(X)
+        pjax.project(
+            lambda x: pjax.constrain(x if x[0] > 0 else -x, pjax.sets.Equal(1.0)),
+            schedule="parallel",
+        ).trace(X)
 
 
 def test_roots_and_objectives():
@@ -445,7 +454,7 @@ def test_forward_values_are_the_functions():
     def fit(model, x):
         pjax.constrain(jax.vmap(model)(x), pjax.sets.Equal(0.0))
 
-    projected = pjax.project(fit)
+    projected = pjax.project(fit, schedule="parallel")
     signature, parameters, data = projected._split((model, x), {})
     traced = _Run(projected._graph(signature, parameters, data), pjax.Metric(), parameters, data)
     view = traced.graph.constraints[-1].operands[0]

@@ -2,8 +2,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from benchmarks.models import MODELS, cnn, gru, mlp
+import pjax_trace as pjax
+from benchmarks.models import ACTIVATIONS, MODELS, Residual, cnn, gru, mlp
 
 
 def test_mlp_starts_he_normal_with_zero_biases():
@@ -22,6 +24,36 @@ def test_mlp_is_linear_relu_linear():
     hidden = np.maximum(np.asarray(first.weight) @ x, 0)
     np.testing.assert_allclose(model(x), np.asarray(last.weight) @ hidden, rtol=1e-5, atol=1e-6)
     assert np.array_equal(model(x), model(x.reshape(1, 5, 1)))  # An image is flattened.
+
+
+def test_skips_add_inputs_to_outputs_of_equal_number():
+    plain, skipped = (mlp(jax.random.key(1), [5, 4, 4, 4], jnp.tanh, skip) for skip in (0, 1))
+    leaves, others = jax.tree.leaves(plain), jax.tree.leaves(skipped)  # The same start.
+    assert all(np.array_equal(a, b) for a, b in zip(leaves, others, strict=True))
+    assert [isinstance(layer, Residual) for layer in skipped.layers].count(True) == 1
+    x = jnp.linspace(-1.0, 1.0, 5)
+    first, second, last = (layer for layer in plain.layers if isinstance(layer, eqx.nn.Linear))
+    hidden = jnp.tanh(first(x))
+    expected = last(hidden + jnp.tanh(second(hidden)))
+    np.testing.assert_allclose(skipped(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_gradients_train_the_same_values(name):
+    function, for_gradients = ACTIVATIONS[name]
+    x = jnp.linspace(-3.0, 3.0, 61)
+    assert np.array_equal(function(x), jax.jit(jax.vmap(for_gradients))(x))
+    slopes = jax.vmap(jax.grad(for_gradients))(x)
+    if name in ("sign", "quantize"):
+        assert np.array_equal(slopes, jnp.abs(x) <= 1)
+    else:
+        assert np.array_equal(slopes, jax.vmap(jax.grad(function))(x))
+
+
+def test_activations_are_those_of_their_names():
+    x = jnp.array([-2.0, -0.3, 0.05, 0.2])
+    np.testing.assert_allclose(ACTIVATIONS["where"].function(x), [1.0, 0.15, -0.025, 0.2])
+    assert np.array_equal(ACTIVATIONS["quantize"].function(x), pjax.quantize(x, 4, 0.7))
 
 
 def test_cnn_starts_he_normal_with_zero_biases():

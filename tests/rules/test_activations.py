@@ -123,6 +123,6 @@ def test_as_constraints_of_a_program():
     x = jax.random.normal(jax.random.key(0), (16, 3))
     w = jnp.asarray([[0.5], [-0.3], [0.8]])
     y = jax.nn.silu(x @ w)
-    found, _ = pjax.project(fit, steps=60)(w + 0.3, x, y)
+    found, _ = pjax.project(fit, steps=60, schedule="parallel")(w + 0.3, x, y)
     before = jnp.mean(jnp.square(jax.nn.silu(x @ (w + 0.3)) - y))
     assert jnp.mean(jnp.square(jax.nn.silu(x @ found) - y)) < 0.1 * before

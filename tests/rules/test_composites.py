@@ -224,7 +224,7 @@ def names(function, x):
         out = function(x)
         return pjax.losses.squared_error(out.reshape(1, -1), jnp.zeros((1, out.size)))
 
-    return [c.name for c in pjax.project(fit).trace(x).constraints][:-1]
+    return [c.name for c in pjax.project(fit, schedule="parallel").trace(x).constraints][:-1]
 
 
 def test_softmax_is_found_along_any_axis():
@@ -294,5 +294,5 @@ def trained():
 
     x = jax.random.normal(key, (16, 3, 4))
     y = x[:, 0]
-    parameters, info = pjax.project(fit, steps=100)((attention, norm), x, y)
+    parameters, info = pjax.project(fit, steps=100, schedule="parallel")((attention, norm), x, y)
     return fit((attention, norm), x, y), fit(parameters, x, y), info

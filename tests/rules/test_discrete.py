@@ -320,7 +320,7 @@ def graph_of(function, *shapes):
         out = function(*xs).astype(jnp.float32)
         return pjax.losses.squared_error(out[None], jnp.zeros((1, *out.shape)))
 
-    graph = pjax.project(fit).trace(operands)
+    graph = pjax.project(fit, schedule="parallel").trace(operands)
     values = graph.program.evaluate(operands, [])
     (loss,) = graph.program.outputs
     np.testing.assert_allclose(values[loss], fit(operands), rtol=1e-6)

@@ -155,7 +155,7 @@ def test_a_power_of_two_variables_is_an_exponential_of_a_product():
 
     w = {"a": jnp.array([0.5, 1.0]), "b": jnp.array([1.0, 0.5])}
     y = jnp.array([2.0, 1.2])
-    w, _ = pjax.project(fit, steps=100)(w, y)
+    w, _ = pjax.project(fit, steps=100, schedule="parallel")(w, y)
     assert np.isfinite(w["a"]).all()
     np.testing.assert_allclose(jnp.exp(w["a"] * w["b"]), y, rtol=0.1)
 

@@ -108,12 +108,16 @@ def test_max_of_different_shapes_and_of_one_value_twice():
     def problem(x, y):
         pjax.constrain(lax.max(y, x), pjax.sets.Equal(2.0))
 
-    graph = pjax.project(problem).trace(x, y)
+    graph = pjax.project(problem, schedule="parallel").trace(x, y)
     assert [c.name for c in graph.constraints] == ["max", "Equal"]
-    (moved_x, moved_y), info = pjax.project(problem, argnums=(0, 1), steps=60)(x, y)
+    (moved_x, moved_y), info = pjax.project(problem, argnums=(0, 1), steps=60, schedule="parallel")(
+        x, y
+    )
     assert float(info.gap) < 1e-2
     np.testing.assert_allclose(jnp.maximum(moved_x, moved_y), 2.0, atol=1e-2)
-    graph = pjax.project(lambda x: pjax.constrain(lax.max(x, x), pjax.sets.Equal(2.0))).trace(x)
+    graph = pjax.project(
+        lambda x: pjax.constrain(lax.max(x, x), pjax.sets.Equal(2.0)), schedule="parallel"
+    ).trace(x)
     assert [c.name for c in graph.constraints] == ["Equal"]
 
 
@@ -164,9 +168,11 @@ def test_clamp_between_data_and_variables():
     def bounded(lower, x):
         pjax.constrain(lax.clamp(lower, x, jnp.full((1, 2), 9.0)), pjax.sets.Equal(5.0))
 
-    graph = pjax.project(bounded).trace(x, x)
+    graph = pjax.project(bounded, schedule="parallel").trace(x, x)
     assert [c.name for c in graph.constraints] == ["max", "max_1", "Equal"]
-    graph = pjax.project(lambda x: pjax.constrain(jnp.clip(x, -1.0, 1.0), pjax.sets.Equal(5.0)))
+    graph = pjax.project(
+        lambda x: pjax.constrain(jnp.clip(x, -1.0, 1.0), pjax.sets.Equal(5.0)), schedule="parallel"
+    )
     assert [c.name for c in graph.trace(x).constraints] == ["max", "max_1", "Equal"]
 
 
@@ -290,7 +296,9 @@ def test_axes(name):
 
 
 def test_a_reduction_of_one_element_is_a_view():
-    graph = pjax.project(lambda x: pjax.constrain(jnp.max(x, 1), pjax.sets.Equal(2.0)))
+    graph = pjax.project(
+        lambda x: pjax.constrain(jnp.max(x, 1), pjax.sets.Equal(2.0)), schedule="parallel"
+    )
     assert [c.name for c in graph.trace(jnp.ones((3, 1))).constraints] == ["Equal"]
 
 
@@ -314,7 +322,7 @@ def test_the_gap_of_a_maximum_closes():
         pjax.constrain(jnp.max(x, 1), pjax.sets.Equal(0.5))
 
     x = jnp.array([[1.0, 2.0, -1.0], [0.0, -3.0, 0.0]])
-    moved, info = pjax.project(problem, steps=60)(x)
+    moved, info = pjax.project(problem, steps=60, schedule="parallel")(x)
     np.testing.assert_allclose(jnp.max(moved, 1), 0.5, atol=1e-3)
     # What need not move does not, and of equal elements one rises.
     np.testing.assert_array_equal(moved[:, 2], x[:, 2])
@@ -453,7 +461,9 @@ def test_large_blocks_are_a_plain_maximum():
     def pool(x):
         return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 6), (1, 3, 6), "VALID")
 
-    graph = pjax.project(lambda x: pjax.constrain(pool(x), pjax.sets.Equal(0.0))).trace(x)
+    graph = pjax.project(
+        lambda x: pjax.constrain(pool(x), pjax.sets.Equal(0.0)), schedule="parallel"
+    ).trace(x)
     assert [c.name for c in graph.constraints] == ["reduce_max", "Equal"]
     project = jax.jit(lambda x: pjax.project_point(pool, (x,), jnp.zeros((2, 2, 2))))
     (moved,), out = project(x)
@@ -471,7 +481,8 @@ def test_global_pooling():
         lambda x: pjax.constrain(
             lax.reduce_window(x, -jnp.inf, lax.max, (1, 5, 5), (1, 1, 1), "VALID"),
             pjax.sets.Equal(0.0),
-        )
+        ),
+        schedule="parallel",
     ).trace(jnp.ones((3, 5, 5)))
     assert [c.name for c in graph.constraints] == ["reduce_max", "Equal"]
 
@@ -621,7 +632,7 @@ def test_top_k_of_a_problem():
         seen.append(index)
         pjax.constrain(values, pjax.sets.Equal(jnp.array([5.0, 1.5])))
 
-    moved, info = pjax.project(problem, steps=80)(x)
+    moved, info = pjax.project(problem, steps=80, schedule="parallel")(x)
     np.testing.assert_allclose(lax.top_k(moved, 2)[0], [[5.0, 1.5]] * 2, atol=1e-2)
     np.testing.assert_array_equal(jnp.argsort(moved, stable=True), jnp.argsort(x, stable=True))
     assert float(info.gap) < 1e-2
@@ -629,7 +640,9 @@ def test_top_k_of_a_problem():
 
 def test_median():
     moved, info = pjax.project(
-        lambda x: pjax.constrain(jnp.sort(x, 1)[:, 2], pjax.sets.Equal(4.0)), steps=60
+        lambda x: pjax.constrain(jnp.sort(x, 1)[:, 2], pjax.sets.Equal(4.0)),
+        steps=60,
+        schedule="parallel",
     )(jnp.array([[1.0, 2.0, 9.0, 3.0, 0.0]]))
     np.testing.assert_allclose(jnp.sort(moved, 1)[:, 2], 4.0, atol=1e-2)
     np.testing.assert_allclose(moved[0, jnp.array([0, 2, 4])], [1.0, 9.0, 0.0], atol=1e-2)
@@ -644,11 +657,13 @@ def test_what_is_sorted_along_moves_as_data():
         weight = index.astype(jnp.float32)
         pjax.constrain(follower * (1 + weight), pjax.sets.Equal(6.0))
 
-    (moved, followed), info = pjax.project(problem, argnums=(0, 1), steps=40)(x, y)
+    (moved, followed), info = pjax.project(problem, argnums=(0, 1), steps=40, schedule="parallel")(
+        x, y
+    )
     np.testing.assert_allclose(moved, x, atol=1e-5)
     np.testing.assert_allclose(followed, [6.0, 3.0, 2.0], atol=1e-4)
     assert float(info.gap) < 1e-4
-    graph = pjax.project(problem, argnums=(0, 1)).trace(x, y)
+    graph = pjax.project(problem, argnums=(0, 1), schedule="parallel").trace(x, y)
     assert [c.rule.family for c in graph.constraints].count("extremum") == 1
 
 
@@ -657,7 +672,7 @@ def test_argsort_reads_no_variable():
         order = jnp.argsort(x)
         pjax.constrain(x[order], pjax.sets.Equal(jnp.array([0.0, 1.0, 2.0])))
 
-    moved, _ = pjax.project(problem)(jnp.array([2.5, -1.0, 0.0]))
+    moved, _ = pjax.project(problem, schedule="parallel")(jnp.array([2.5, -1.0, 0.0]))
     np.testing.assert_allclose(moved, [2.0, 0.0, 1.0])
 
 
@@ -670,9 +685,10 @@ def test_refusals():
         (lambda x: lax.approx_max_k(x, 2)[0], "jax.lax.top_k"),
     ):
         with pytest.raises(pjax.MissingRuleError, match=reason):
-            pjax.project(lambda x, f=function: pjax.constrain(f(x), pjax.sets.Equal(0.0))).trace(
-                jnp.ones(4)
-            )
+            pjax.project(
+                lambda x, f=function: pjax.constrain(f(x), pjax.sets.Equal(0.0)),
+                schedule="parallel",
+            ).trace(jnp.ones(4))
 
 
 def test_every_primitive_has_cases():

@@ -72,7 +72,7 @@ def nearest_row(h, b, c, u, z, weights, weight_z):
 
 def run(fn, params, *data, metric=None):
     """A traced problem, ready to be projected."""
-    projected = pjax.project(fn)
+    projected = pjax.project(fn, schedule="parallel")
     signature, parameters, arrays = projected._split((params, *data), {})
     graph = projected._graph(signature, parameters, arrays)
     return _Run(graph, metric or pjax.Metric(), parameters, arrays)
@@ -455,9 +455,9 @@ def test_squares_are_no_products():
 
         if square(jnp.ones((2, 3))).shape == (2, 2):
             with pytest.raises(pjax.TraceError, match="multiplies a variable with itself"):
-                pjax.project(problem).trace(jnp.ones((2, 3)))
+                pjax.project(problem, schedule="parallel").trace(jnp.ones((2, 3)))
         else:
-            graph = pjax.project(problem).trace(jnp.ones((2, 3)))
+            graph = pjax.project(problem, schedule="parallel").trace(jnp.ones((2, 3)))
             assert graph.constraints[0].rule.family == "elementwise"
             assert not any(
                 len(term.operands) == 2
@@ -467,9 +467,15 @@ def test_squares_are_no_products():
 
 
 def test_the_sum_of_a_value_with_itself_is_a_view():
-    graph = pjax.project(lambda x: pjax.constrain(x + x, pjax.sets.Equal(1.0))).trace(jnp.ones(2))
+    graph = pjax.project(
+        lambda x: pjax.constrain(x + x, pjax.sets.Equal(1.0)), schedule="parallel"
+    ).trace(jnp.ones(2))
     assert [c.name for c in graph.constraints] == ["Equal"]
-    x, _ = pjax.project(lambda x: pjax.constrain(x + x, pjax.sets.Equal(1.0)))(jnp.ones(2))
+    x, _ = pjax.project(lambda x: pjax.constrain(x + x, pjax.sets.Equal(1.0)), schedule="parallel")(
+        jnp.ones(2)
+    )
     np.testing.assert_allclose(x, 0.5)
-    x, _ = pjax.project(lambda x: pjax.constrain(x - x, pjax.sets.Equal(1.0)))(jnp.ones(2))
+    x, _ = pjax.project(lambda x: pjax.constrain(x - x, pjax.sets.Equal(1.0)), schedule="parallel")(
+        jnp.ones(2)
+    )
     np.testing.assert_allclose(x, 1.0)  # nobody can tell what x should be

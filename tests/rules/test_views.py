@@ -126,7 +126,7 @@ def sum_free(parts):
 
 def run(fn, params, *data, metric=None):
     """A traced problem, ready to be projected."""
-    projected = pjax.project(fn)
+    projected = pjax.project(fn, schedule="parallel")
     signature, parameters, arrays = projected._split((params, *data), {})
     graph = projected._graph(signature, parameters, arrays)
     return _Run(graph, metric or pjax.Metric(), parameters, arrays)
@@ -251,7 +251,9 @@ def test_unread_outputs_ask_nothing(name):
 
 def test_elements_that_nobody_reads_keep_their_value():
     x = jnp.arange(6.0)
-    solve = pjax.project(lambda x: pjax.constrain(x[1:3], pjax.sets.Equal(9.0)), steps=5)
+    solve = pjax.project(
+        lambda x: pjax.constrain(x[1:3], pjax.sets.Equal(9.0)), steps=5, schedule="parallel"
+    )
     np.testing.assert_array_equal(solve(x)[0], [0, 9, 9, 3, 4, 5])
     for solver in (pjax.AlternatingProjections(), pjax.DouglasRachford()):
         solve = pjax.project(
@@ -267,7 +269,7 @@ def test_integers_of_variables_are_data():
         pjax.constrain(x + x.astype(jnp.int32).astype(x.dtype), pjax.sets.Equal(1.0))
         pjax.constrain(jnp.where(x > 0, x, 2 * x), pjax.sets.Box(0.0, 1.0))
 
-    graph = pjax.project(problem).trace(jnp.ones(3))
+    graph = pjax.project(problem, schedule="parallel").trace(jnp.ones(3))
     (frozen,) = graph.program.frozen
     assert frozen.primitive is lax.convert_element_type_p
     assert [c.rule.family for c in graph.constraints].count("discrete") == 2
@@ -279,7 +281,7 @@ def test_stop_gradient_is_data():
     def problem(x):
         pjax.constrain(x + jax.lax.stop_gradient(3 * x), pjax.sets.Equal(1.0))
 
-    graph = pjax.project(problem).trace(jnp.ones(2))
+    graph = pjax.project(problem, schedule="parallel").trace(jnp.ones(2))
     (constraint,) = graph.constraints
     assert [v.name for _, view in constraint.reads for v in view.bases] == ["x"]
     x, _ = pjax.project(problem, solver=pjax.AlternatingProjections(), steps=1)(jnp.ones(2))
