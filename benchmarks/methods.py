@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, Shaped
 
 import pjax_trace as pjax
+from benchmarks.models import MODELS
 
 __all__ = [
     "AVERAGING",
@@ -53,18 +54,18 @@ class Setting(NamedTuple):
 def setting(name: str, model: str) -> Setting:
     """The defaults for the solver ``name`` and a kind of model.
 
-    Those of ``mlp`` were tuned on digits and MNIST; the others are the best of a handful tried.
+    Those for features were tuned on digits and MNIST; others are the best of a handful tried.
     """
     if name == "sweep":
         return Setting(lam=1.0, parameters=1.0, hidden=1.0, outputs=1.0)
     if name not in COPY_FREE:
         return Setting(lam=3.0, parameters=10.0, hidden=0.1, outputs=1.0)
     return {
-        "mlp": Setting(lam=1.0, parameters=10.0, hidden=1.0, outputs=1.0),
-        "cnn": Setting(lam=5.0, parameters=0.1, hidden=1.0, outputs=1.0),
+        "features": Setting(lam=1.0, parameters=10.0, hidden=1.0, outputs=1.0),
+        "images": Setting(lam=5.0, parameters=0.1, hidden=1.0, outputs=1.0),
         # With equal weights, all products of a row share one root: a step costs a third.
-        "gru": Setting(lam=1.0, parameters=1.0, hidden=1.0, outputs=1.0),
-    }[model]
+        "text": Setting(lam=1.0, parameters=1.0, hidden=1.0, outputs=1.0),
+    }[MODELS[model].reads]
 
 
 class Progress(NamedTuple):

@@ -1,7 +1,8 @@
 """The models that the benchmarks train, each made from a key and the sizes of its layers."""
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,13 +15,17 @@ __all__ = [
     "ACTIVATIONS",
     "MODELS",
     "Activation",
+    "Block",
     "Model",
     "Recurrent",
     "Residual",
+    "Transformer",
     "cnn",
     "gru",
     "mlp",
+    "residual",
     "straight_through",
+    "transformer",
 ]
 
 Function = Callable[[Array], Array]
@@ -60,14 +65,40 @@ def mlp(
     return eqx.nn.Sequential(layers)
 
 
-def cnn(key: PRNGKeyArray, sizes: Sequence[int]) -> eqx.nn.Sequential:
-    """Padded 3x3 convolutions and relus, global max pooling, a linear layer; starts as `mlp`.
+def residual(key: PRNGKeyArray, sizes: Sequence[int]) -> eqx.nn.Sequential:
+    """A linear layer, blocks ``x + W₂ relu(W₁ x)``, a linear layer; as `mlp`, but W₂ starts at 0.
+
+    Args:
+        key: of the random start.
+        sizes: features, the width of every block (the same of all), classes.
+    """
+    first, last, *keys = jax.random.split(key, 2 * len(sizes) - 2)
+    features, *widths, classes = sizes
+
+    def linear(key: PRNGKeyArray, inputs: int, outputs: int) -> eqx.nn.Linear:
+        return _he_normal(key, eqx.nn.Linear(inputs, outputs, key=key))
+
+    blocks = []
+    for width, one, other in zip(widths, keys[::2], keys[1::2], strict=True):
+        end = linear(other, width, width)
+        end = eqx.tree_at(lambda layer: layer.weight, end, jnp.zeros((width, width)))
+        inner = [linear(one, width, width), eqx.nn.Lambda(jax.nn.relu), end]
+        blocks.append(Residual(eqx.nn.Sequential(inner)))
+    start = [eqx.nn.Lambda(jnp.ravel), linear(first, features, widths[0])]
+    return eqx.nn.Sequential([*start, *blocks, linear(last, widths[-1], classes)])
+
+
+def cnn(
+    key: PRNGKeyArray, sizes: Sequence[int], pool: Callable[..., Array] = jnp.max
+) -> eqx.nn.Sequential:
+    """Padded 3x3 convolutions and relus, global pooling, a linear layer; starts as `mlp`.
 
     All convolutions but the first halve the image.
 
     Args:
         key: of the random start.
         sizes: channels of the image, of the convolutions, classes.
+        pool: takes the image and its axes.
     """
     keys = jax.random.split(key, len(sizes) - 1)
     layers: list[Any] = []
@@ -76,7 +107,8 @@ def cnn(key: PRNGKeyArray, sizes: Sequence[int]) -> eqx.nn.Sequential:
         convolution = eqx.nn.Conv2d(inputs, outputs, 3, stride, padding=1, key=k)
         layers += [_he_normal(k, convolution), eqx.nn.Lambda(jax.nn.relu)]
     linear = _he_normal(keys[-1], eqx.nn.Linear(sizes[-2], sizes[-1], key=keys[-1]))
-    return eqx.nn.Sequential([*layers, eqx.nn.Lambda(_global_max), linear])
+    pooling = eqx.nn.Lambda(functools.partial(pool, axis=(1, 2)))
+    return eqx.nn.Sequential([*layers, pooling, linear])
 
 
 class Recurrent(eqx.Module):
@@ -114,17 +146,80 @@ def gru(key: PRNGKeyArray, sizes: Sequence[int]) -> Recurrent:
     )
 
 
+class Block(eqx.Module):
+    """Attention to what came before, then a small network, each on norms and beside a skip."""
+
+    norms: list[eqx.nn.LayerNorm]
+    attention: eqx.nn.MultiheadAttention
+    network: eqx.nn.MLP
+
+    def __call__(self, x: Float[Array, "length features"]) -> Float[Array, "length features"]:
+        """The features of the next block."""
+        seen = jnp.tril(jnp.ones((len(x), len(x)), bool))
+        h = jax.vmap(self.norms[0])(x)
+        x = x + self.attention(h, h, h, mask=seen)
+        return x + jax.vmap(self.network)(jax.vmap(self.norms[1])(x))
+
+
+class Transformer(eqx.Module):
+    """Symbols in a row → logits of the symbol that follows each."""
+
+    embedding: eqx.nn.Embedding
+    positions: Float[Array, "longest features"]
+    blocks: list[Block]
+    norm: eqx.nn.LayerNorm
+    linear: eqx.nn.Linear
+
+    def __call__(self, text: Int[Array, "length"]) -> Float[Array, "length symbols"]:
+        """The logits."""
+        x = jax.vmap(self.embedding)(text) + self.positions[: len(text)]
+        for block in self.blocks:
+            x = block(x)
+        return jax.vmap(self.linear)(jax.vmap(self.norm)(x))
+
+
+def transformer(key: PRNGKeyArray, sizes: Sequence[int]) -> Transformer:
+    """A pre-norm character model with four heads, started as Equinox starts its layers.
+
+    Args:
+        key: of the random start.
+        sizes: symbols read, the features of every block (the same of all), symbols told apart.
+    """
+    symbols, *widths, classes = sizes
+    features = widths[0]
+    first, second, third, *keys = jax.random.split(key, 3 + 2 * len(widths))
+    blocks = [
+        Block(
+            [eqx.nn.LayerNorm(features), eqx.nn.LayerNorm(features)],
+            eqx.nn.MultiheadAttention(4, features, key=one),
+            eqx.nn.MLP(features, features, 4 * features, 1, jax.nn.gelu, key=other),
+        )
+        for one, other in zip(keys[::2], keys[1::2], strict=True)
+    ]
+    return Transformer(
+        eqx.nn.Embedding(symbols, features, key=first),
+        0.1 * jax.random.normal(second, (512, features)),
+        blocks,
+        eqx.nn.LayerNorm(features),
+        eqx.nn.Linear(features, classes, key=third),
+    )
+
+
 class Model(NamedTuple):
-    """``make(key, sizes)``, and the sizes that suit MNIST, or Shakespeare."""
+    """``make(key, sizes)``, the sizes that suit MNIST or Shakespeare, and what it reads."""
 
     make: Callable[[PRNGKeyArray, Sequence[int]], Any]
     sizes: list[int]
+    reads: Literal["features", "images", "text"]
 
 
 MODELS = {
-    "mlp": Model(mlp, [784, 128, 10]),
-    "cnn": Model(cnn, [1, 16, 32, 10]),
-    "gru": Model(gru, [65, 32, 128, 65]),
+    "mlp": Model(mlp, [784, 128, 10], "features"),
+    "residual": Model(residual, [784, *[128] * 8, 10], "features"),
+    "cnn": Model(cnn, [1, 16, 32, 10], "images"),
+    "cnn-mean": Model(functools.partial(cnn, pool=jnp.mean), [1, 16, 32, 10], "images"),
+    "gru": Model(gru, [65, 32, 128, 65], "text"),
+    "transformer": Model(transformer, [65, 64, 64, 65], "text"),
 }
 
 
@@ -173,7 +268,3 @@ def _he_normal(key: PRNGKeyArray, layer: Any) -> Any:
     start = jax.nn.initializers.he_normal(in_axis=range(1, layer.weight.ndim), out_axis=0)
     new = start(key, layer.weight.shape), jnp.zeros_like(layer.bias)
     return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, new)
-
-
-def _global_max(image: Float[Array, "channels height width"]) -> Float[Array, "channels"]:
-    return jnp.max(image, axis=(1, 2))

@@ -169,7 +169,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=arguments.count, default=256, help="samples a batch")
     add("--seeds", type=seeds, default=[0, 1, 2], help="of the starts and orders of samples")
     tuned = "of Adam; the best of them counts"
-    add("--learning-rate", type=rates, default=[3e-4, 1e-3, 3e-3], help=tuned)
+    add("--learning-rate", type=rates, default=[1e-3, 3e-3, 1e-2], help=tuned)
     add("--json", type=arguments.output_file, help="file to write the results to")
 
 

@@ -127,11 +127,12 @@ def random_batch(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and labels of the shape that the model takes."""
     rng = np.random.default_rng(0)
     rows, inputs, classes = (options.batch_size,), options.sizes[0], options.sizes[-1]
-    if options.model == "gru":
+    reads = MODELS[options.model].reads
+    if reads == "text":
         rows = (options.batch_size, options.seq_len)
         x = rng.integers(inputs, size=rows, dtype=np.int32)
     else:
-        image = (28, 28) if options.model == "cnn" else ()
+        image = (28, 28) if reads == "images" else ()
         x = rng.uniform(size=(*rows, inputs, *image)).astype(np.float32)
     return x, rng.integers(classes, size=rows, dtype=np.int32)
 
@@ -181,7 +182,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     counts = arguments.several(arguments.count)
     add("--sizes", type=counts, help="as in 784,128,10 (those that suit MNIST, or Shakespeare)")
     add("--batch-size", type=arguments.count, default=256, help="samples a batch (256)")
-    add("--seq-len", type=arguments.count, default=64, help="characters a sample of gru has (64)")
+    add("--seq-len", type=arguments.count, default=64, help="characters of a sample of text (64)")
     add("--steps", type=arguments.count, help="steps of an update (50; 1 of a sweep)")
     add("--copies-steps", type=arguments.count, default=5, help="the same on explicit copies (5)")
     add("--repeats", type=arguments.count, default=9, help="timed updates of every method (9)")

@@ -97,7 +97,8 @@ def train(method: Method, record: Record, data: Dataset, options: argparse.Names
     """Train a fresh model on a fresh sequence of batches, writing progress into ``record``."""
 
     shape = data.train_x.shape[1:]
-    inputs = {"mlp": math.prod(shape), "cnn": shape[0], "gru": data.classes}[options.model]
+    kinds = {"features": math.prod(shape), "images": shape[0], "text": data.classes}
+    inputs = kinds[MODELS[options.model].reads]
 
     def start():
         sizes = [inputs, *options.hidden, data.classes]
@@ -192,7 +193,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data-dir", type=Path, help="folder of the data files; digits needs none")
     add("--model", choices=MODELS, help="what learns it (default: gru for text, else mlp)")
     add("--solver", choices=SOLVERS, default="sweep", help="the projection method")
-    sizes = "(default: 128 for mlp, 16,32 for cnn, 32,128 for gru)"
+    sizes = "(default: 128 for mlp, 16,32 for cnn, 32,128 for gru, …)"
     add("--hidden", type=counts, help=f"hidden sizes, as in 64,32 {sizes}")
     add("--seq-len", type=arguments.count, default=64, help="characters of a sample of text")
     add("--batch-size", type=arguments.count, default=128, help="samples a batch")
@@ -213,8 +214,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     text = options.dataset == "shakespeare"
     options.steps = options.steps or SOLVERS[options.solver]().default_steps
     options.model = options.model or ("gru" if text else "mlp")
-    if text != (options.model == "gru"):
-        parser.error("--model gru learns text, and nothing else does: --dataset shakespeare")
+    if text != (MODELS[options.model].reads == "text"):
+        parser.error(f"--model {options.model} cannot read --dataset {options.dataset}")
     options.hidden = options.hidden or MODELS[options.model].sizes[1:-1]
     for name, value in setting(options.solver, options.model)._asdict().items():
         option = SETTING[name]

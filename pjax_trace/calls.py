@@ -15,7 +15,15 @@ from jaxtyping import Array
 
 from pjax_trace import _compat
 from pjax_trace.errors import InputError
-from pjax_trace.registry import CustomRule, Expansion, Moment, Projection, Rule, Weights
+from pjax_trace.registry import (
+    CustomRule,
+    Expansion,
+    Moment,
+    Projection,
+    Request,
+    Rule,
+    Weights,
+)
 
 __all__ = ["BatchedRule", "call", "constrain_p", "custom_projection", "function_p", "loss_p"]
 
@@ -47,6 +55,11 @@ class BatchedRule(Rule):
         """The inner rule's exactness."""
         return self.inner.exactness
 
+    @property
+    def scaled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the inner rule."""
+        return self.inner.scaled
+
     def _axes(self, operands: Sequence[Any]) -> tuple[int | None, ...]:
         # An output constraint gets one operand more than the call has: the scale of its loss.
         return self.axes + (0,) * (len(operands) - len(self.axes))
@@ -77,6 +90,23 @@ class BatchedRule(Rule):
             for moment, axis in zip(moments, axes, strict=True)
         ]
         return Projection(tuple(totals), moved, jnp.sum(distance))
+
+    def hand_over(
+        self, params: dict[str, Any], operands: Sequence[Array], request: Request
+    ) -> tuple[Any, ...]:
+        """What the inner rule hands over, batched; what is asked of shared operands adds up."""
+        axes = self._axes(operands)
+
+        def one(operands: Sequence[Array], out: Array, residual: Array) -> tuple[Any, ...]:
+            asked = Request(out, residual, request.variable, request.reach)
+            return self.inner.hand_over(params, operands, asked)
+
+        batched = jax.vmap(one, (axes, 0, 0))
+        answers = batched(tuple(operands), request.out, request.residual)
+        return tuple(
+            None if answer is None else _unbatch(answer, axis)
+            for answer, axis in zip(answers, axes, strict=True)
+        )
 
     def masses(self, params: dict[str, Any], weights: tuple[Any, ...]) -> tuple[Any, ...]:
         """Those of the inner rule, once for every element of the batch."""

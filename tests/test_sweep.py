@@ -520,3 +520,22 @@ def test_more_sweeps_than_one():
         w, _ = once(w, x, y)
     np.testing.assert_allclose(found, w, atol=1e-6)
     assert info.history.shape == (3,) and int(info.steps) == 3
+
+
+def test_calls_under_vmap_hand_over_what_they_do_outside():
+    """A call that is batched keeps its rule's own hand-over."""
+    x, w, v, target = normal(0, 30, 3), normal(1, 3, 8), normal(2, 8, 2), normal(3, 30, 2)
+
+    def moves(function):
+        def fit(w, x):
+            return pjax.losses.squared_error(function(x @ w) @ v, target)
+
+        return sweep(fit, w, x)[0]
+
+    def rows(h):
+        return pjax.quantize(h, 4, 0.7)
+
+    one, other, through = moves(rows), moves(jax.vmap(rows)), moves(jax.vmap(rows, 1, 1))
+    assert np.any(one)
+    np.testing.assert_allclose(one, other, atol=1e-7)
+    np.testing.assert_allclose(one, through, atol=1e-7)
