@@ -102,6 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if able:
                 projected = project(name, setting(name, options.model), steps=steps, copies=copies)
                 subjects.append(projections(name, projected, copies, model(), x, y, steps))
+                if name == "sweep" and steps == 1:
+                    several = pjax.Solver.default_steps
+                    scan = sweeps("sweep, scan", projected, model(), x, y, several)
+                    subjects.append(scan)
                 print(f"compiled {name}, copies={copies}", file=sys.stderr)
     try:
         for _ in range(options.repeats):
@@ -150,11 +154,11 @@ def projections(name: str, projected: Any, copies: bool, model: Any, x, y, steps
     return Subject(name, copies, steps, (model, projected.init(model)), update, lower)
 
 
-def adam(name: str, model: Any, x, y, steps: int | None) -> Subject:
-    """Adam: ``steps`` steps in a scan, or one step in a call of its own."""
-    optimizer = optax.adam(1e-3)
+def repeated(
+    name: str, copies: bool | None, step: Any, model: Any, state: Any, x, y, steps: int | None
+) -> Subject:
+    """``steps`` updates of a model in a scan, or one update in a call of its own."""
     params, static = eqx.partition(model, eqx.is_array)
-    step = adam_step(optimizer)
 
     def update(carry, x, y):
         def body(carry, _):
@@ -165,9 +169,25 @@ def adam(name: str, model: Any, x, y, steps: int | None) -> Subject:
         return jax.lax.scan(body, carry, length=steps)[0] if steps else body(carry, None)[0]
 
     jitted = jax.jit(update, donate_argnums=0)
-    carry = params, optimizer.init(params)
     run, lower = (lambda carry: jitted(carry, x, y)), (lambda carry: jitted.lower(carry, x, y))
-    return Subject(name, None, steps or 1, carry, run, lower)
+    return Subject(name, copies, steps or 1, (params, state), run, lower)
+
+
+def adam(name: str, model: Any, x, y, steps: int | None) -> Subject:
+    """Steps of Adam."""
+    optimizer = optax.adam(1e-3)
+    state = optimizer.init(eqx.filter(model, eqx.is_array))
+    return repeated(name, None, adam_step(optimizer), model, state, x, y, steps)
+
+
+def sweeps(name: str, projected: Any, model: Any, x, y, steps: int) -> Subject:
+    """Updates of a sweep in a scan, as Adam's are."""
+
+    def step(batch, model, state):
+        model, state, _ = projected.update(model, state, *batch)
+        return model, state
+
+    return repeated(name, False, step, model, projected.init(model), x, y, steps)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
