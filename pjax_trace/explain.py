@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 import textwrap
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from pjax_trace import _compat
 from pjax_trace.build import OUTPUTS, build_graph
 from pjax_trace.calls import BatchedRule, loss_p
 from pjax_trace.errors import TraceError
+from pjax_trace.granularity import BlockRule, Granularity, coarsen
 from pjax_trace.graph import ConsensusGraph, Constraint, Operand, Variable, View
 from pjax_trace.lower import expand_copies
 from pjax_trace.registry import Rule, Weights
@@ -218,6 +219,7 @@ def explanation(
     names: Sequence[str],
     name: str = "the function",
     copies: bool = False,
+    granularity: Granularity | Mapping[str, Granularity] = "row",
 ) -> Explanation:
     """Explain what ``function(parameters, data)`` compiles to, or why it cannot be compiled.
 
@@ -228,6 +230,7 @@ def explanation(
         names: what to call the arrays, parameters first.
         name: what to call the function.
         copies: whether the projections are those onto explicit copies.
+        granularity: of the constraints, see `pjax_trace.project`.
 
     Returns:
         An `Explanation`.
@@ -264,7 +267,7 @@ def explanation(
                 "its outputs alone compile to:"
             )
             program = traced(())
-        graph = build_graph(program, strict=False)
+        graph = coarsen(build_graph(program, strict=False), granularity)
     except TraceError as error:
         return Explanation(name, copies, problems=(*problems, str(error)))
     problems += graph.problems
@@ -329,6 +332,8 @@ def rule_name(rule: Rule) -> str:
     """The class of a rule, and whether it is mapped over a batch."""
     if isinstance(rule, BatchedRule):
         return f"vmap({rule_name(rule.inner)})"
+    if isinstance(rule, BlockRule):
+        return f"block({rule_name(rule.inner)})"
     return type(rule).__name__
 
 

@@ -14,7 +14,7 @@ from pjax_trace.graph import ConsensusGraph, Constraint
 from pjax_trace.metric import matches
 from pjax_trace.registry import Moment, Projection, Rule, Weights, squared_distance
 
-__all__ = ["Block", "Granularity", "coarsen"]
+__all__ = ["Block", "BlockRule", "Granularity", "coarsen"]
 
 
 class Block(eqx.Module):

@@ -96,10 +96,10 @@ class Problem:
 
     def metric(self, c: Constraint) -> Weights:
         """The metric as a constraint sees it."""
-        if c.out is None:
-            return Weights(self.weights[c], None)
-        own = jnp.full(c.out.shape, self.outs[c.out], c.out.dtype) if self.product else None
-        return Weights(self.weights[c], self.masses[c.out] if own is None else own)
+        out = None if c.out is None else self.masses[c.out]
+        if self.product and c.out is not None:
+            out = jnp.full(c.out.shape, self.outs[c.out], c.out.dtype)
+        return Weights(self.weights[c], out)
 
     def pull(self, view: View, moment: Array) -> tuple[Array, ...]:
         """Back through a view to its bases."""

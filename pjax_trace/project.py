@@ -219,8 +219,8 @@ class Projected:
         signature, parameters, data = self._split(args, kwargs)
         names = (*signature.parameter_names, *signature.data_names)
         name = getattr(self._fn, "__name__", "the function")
-        function, copies = self._flat(signature), self._copies
-        print(explanation(function, parameters, data, names=names, name=name, copies=copies))
+        how = {"copies": self._copies, "granularity": self._granularity}
+        print(explanation(self._flat(signature), parameters, data, names=names, name=name, **how))
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """The update of a call, lowered by XLA but not run; ``.compile()`` goes on, as for jit."""

@@ -303,3 +303,9 @@ def test_the_product_schedule_finds_feasible_points(solver):
     out = jnp.maximum(X[:2, :3] @ w, 0) + w[:1]
     assert float(info.gap) < 1e-2
     assert bool(jnp.all((out > 0.48) & (out < 1.02)))
+
+
+def test_explain_shows_blocks(capsys):
+    pjax.project(network, granularity="block").explain(PARAMS, X, Y)
+    output = capsys.readouterr().out
+    assert "block(SumRule)" in output and "linearised, 1 round" in output

@@ -53,7 +53,7 @@ def test_interrupted_runs_are_reported(run_command, interrupt, monkeypatch):
     interrupt(depth, "follow")
     status, output, content = run_command(depth)
     assert status == 130 and "interrupted" in output.err
-    assert [row["method"] for row in content["table"]] == ["sweep", "adam 0.0003"]
+    assert [row["method"] for row in content["table"]] == ["sweep", "adam 0.001"]
     assert content["table"][0]["400 batches"] is content["table"][0]["ms a batch"] is None
 
 

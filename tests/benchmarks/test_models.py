@@ -93,6 +93,6 @@ def test_gru_steps_its_cell():
 
 
 def test_every_model_is_made_of_its_sizes():
-    for make, sizes in MODELS.values():
+    for make, sizes, _ in MODELS.values():
         leaves = jax.tree.leaves(eqx.filter(make(jax.random.key(0), sizes), eqx.is_array))
         assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}

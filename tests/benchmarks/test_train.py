@@ -15,7 +15,7 @@ def run(tmp_path, capsys):
         file = tmp_path / "out.json"
         files = ["--json", str(file), "--plot", str(tmp_path / "curves.png")]
         small = ["--hidden", "16", "--batch-size", "32", "--batches", "4", "--steps", "3"]
-        status = train.main([*small, *files, *options])
+        status = train.main([*small, "--solver", "ap-momentum", *files, *options])
         content = json.loads(file.read_text()) if file.exists() else None
         return status, capsys.readouterr(), content
 
