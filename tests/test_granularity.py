@@ -34,6 +34,11 @@ def the_sum(fn, *shapes):
     return found
 
 
+def few(names, quick):
+    """All of them, the others marked slow."""
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
 def dense(x, w, b):
     return x @ w + b
 
@@ -107,7 +112,7 @@ def test_one_round_is_the_nearest_point_of_the_linearised_graph(name):
         assert distance == pytest.approx(float(right @ y), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", few(CASES, {"shared bias", "convolution"}))
 def test_many_rounds_find_the_nearest_point_of_the_graph(name):
     """Against a minimiser from many starts; the targets are near enough for it to be global."""
     fn, shapes = CASES[name]
@@ -191,7 +196,7 @@ def test_copies_of_rows_would_be_seen():
     assert max(sizes(train.lower(PARAMS, X, Y).compile().as_text())) >= ROWS * IN * HIDDEN
 
 
-@pytest.mark.parametrize("name", [n for n in LOWERINGS if "blocks" in n])
+@pytest.mark.parametrize("name", few([n for n in LOWERINGS if "blocks" in n], {"dr, blocks"}))
 def test_blocks_learn_without_copies(name):
     train = pjax.project(network, steps=100, **LOWERINGS[name])
     before = network(PARAMS, X, Y)
