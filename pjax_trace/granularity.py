@@ -1,6 +1,7 @@
 """Granularity: what is one constraint, a row of an operation or the whole block of its rows."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,8 +12,8 @@ from jaxtyping import Array
 
 from pjax_trace.errors import InputError
 from pjax_trace.graph import ConsensusGraph, Constraint
-from pjax_trace.metric import matches
-from pjax_trace.registry import Moment, Projection, Rule, Weights, squared_distance
+from pjax_trace.metric import matching
+from pjax_trace.registry import Projection, Rule, Weights, of_variables, projection_of
 
 __all__ = ["Block", "BlockRule", "Granularity", "coarsen"]
 
@@ -59,7 +60,7 @@ class BlockRule(Rule):
     granularity = "block"
 
     def __init__(self, inner: Rule, block: Block):
-        self.inner, self.block_ = inner, block
+        self.inner, self.options = inner, block
         self.family = inner.family  # pyright: ignore[reportAttributeAccessIssue]
         rounds = f"{block.rounds} round" + "s" * (block.rounds > 1)
         self.exactness = f"linearised, {rounds}"  # pyright: ignore[reportAttributeAccessIssue]
@@ -77,19 +78,12 @@ class BlockRule(Rule):
     ) -> Projection:
         """The nearest point of the linearised graph, once or repeatedly."""
         masses = self.masses(params, weights.operands)
-        own = [i for i, mass in enumerate(masses) if mass is not None]
-        start = [operands[i] for i in own]
-        edges = list(zip(own, start, strict=True))
-        heavy = [jnp.broadcast_to(jnp.asarray(masses[i], x.dtype), x.shape) for i, x in edges]
-
-        def function(*moving: Array) -> Array:
-            filled = list(operands)
-            for i, x in zip(own, moving, strict=True):
-                filled[i] = x
-            return self.apply(params, *filled)
-
+        variable = [mass is not None for mass in masses]
+        function = of_variables(functools.partial(self.apply, params), operands, variable)
+        start = [x for x, v in zip(operands, variable, strict=True) if v]
+        heavy = [mass for mass in masses if mass is not None]
         moved, multiplier = start, jnp.zeros_like(out)
-        for _ in range(self.block_.rounds):
+        for _ in range(self.options.rounds):
             value, push = jax.linearize(function, *moved)
             transpose = jax.linear_transpose(push, *moved)
 
@@ -104,17 +98,14 @@ class BlockRule(Rule):
                 operator,
                 out - value - back,
                 multiplier,
-                tol=self.block_.tol,
-                maxiter=self.block_.iterations,
+                tol=self.options.tol,
+                maxiter=self.options.iterations,
             )
             moved = [s + d for s, d in zip(start, steps(multiplier), strict=True)]
+        found = iter(moved)
+        ends = [next(found) if v else x for x, v in zip(operands, variable, strict=True)]
         moved_out = out - multiplier / weights.out
-        distance = squared_distance(weights.out, moved_out, out)
-        moments: list[Moment | None] = [None] * len(operands)
-        for i, x, s, w in zip(own, moved, start, heavy, strict=True):
-            moments[i] = Moment(w * x, w)
-            distance = distance + squared_distance(w, x, s)
-        return Projection(tuple(moments), moved_out, distance)
+        return projection_of(operands, out, Weights(masses, weights.out), ends, moved_out)
 
 
 def _block_of(choice: Any) -> Block | None:
@@ -140,12 +131,7 @@ def coarsen(
     chosen: dict[Constraint, Any] = {}
     if isinstance(choice, Mapping):
         for path, one in choice.items():
-            found = [c for c in graph.constraints if matches(path, c.name)]
-            if not found:
-                names = ", ".join(c.name for c in graph.constraints)
-                raise InputError(
-                    f"granularity: the path {path!r} matches no constraint; there are: {names}"
-                )
+            found = matching("granularity", path, graph.constraints, "constraint")
             chosen.update(dict.fromkeys(found, one))
     else:
         chosen = dict.fromkeys(graph.constraints, choice)
@@ -154,8 +140,4 @@ def coarsen(
         for c, one in chosen.items()
         if (block := _block_of(one)) is not None and c.rule.blocks
     }
-    if not replaced:
-        return graph
-    constraints = tuple(replaced.get(c, c) for c in graph.constraints)
-    colours = {replaced.get(node, node): side for node, side in graph.colours.items()}
-    return dataclasses.replace(graph, constraints=constraints, colours=colours)
+    return graph.replaced(replaced)

@@ -305,6 +305,12 @@ class ConsensusGraph:
             if not base.parameter
         )
 
+    def replaced(self, new: Mapping[Any, Constraint]) -> "ConsensusGraph":
+        """The graph with other constraints in the places of some, of the same colours."""
+        constraints = tuple(new.get(c, c) for c in self.constraints)
+        colours = {new.get(node, node): side for node, side in self.colours.items()}
+        return dataclasses.replace(self, constraints=constraints, colours=colours)
+
     def node(self, variable: Variable) -> "Constraint | Variable":
         """What produces a variable."""
         return self.producers.get(variable, variable)

@@ -378,7 +378,6 @@ class ProductCopies(Copies):
 def expand_copies(graph: ConsensusGraph) -> ConsensusGraph:
     """The graph in which every scalar equation reads its own copies."""
 
-    @functools.cache
     def expanded(c: Constraint) -> Constraint:
         expansion = c.rule.expand(c.params, c.shapes, c.variable)
         operands = tuple(
@@ -389,9 +388,4 @@ def expand_copies(graph: ConsensusGraph) -> ConsensusGraph:
             c, rule=expansion.rule, params=expansion.params, operands=operands
         )
 
-    constraints = tuple(expanded(c) for c in graph.constraints)
-    colours = {
-        (expanded(node) if isinstance(node, Constraint) else node): side
-        for node, side in graph.colours.items()
-    }
-    return dataclasses.replace(graph, constraints=constraints, colours=colours)
+    return graph.replaced({c: expanded(c) for c in graph.constraints})

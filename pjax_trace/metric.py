@@ -1,7 +1,7 @@
 """The metric: how much a copy of each variable weighs in the squared distance."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +9,7 @@ import equinox as eqx
 from pjax_trace.errors import InputError, check_positive
 from pjax_trace.graph import ConsensusGraph, Variable
 
-__all__ = ["Metric", "matches"]
+__all__ = ["Metric", "matching"]
 
 
 class Metric(eqx.Module):
@@ -55,12 +55,7 @@ class Metric(eqx.Module):
                 kind = self.outputs if variable in graph.scores else self.hidden
                 weights[variable] = float(kind)
         for path, weight in self.paths.items():
-            found = [v for v in graph.variables if matches(path, v.name)]
-            if not found:
-                names = ", ".join(v.name for v in graph.variables)
-                raise InputError(
-                    f"Metric: the path {path!r} matches no variable; there are: {names}"
-                )
+            found = matching("Metric", path, graph.variables, "variable")
             weights.update((variable, float(weight)) for variable in found)
         # An identity that the compiler inserted is the same variable to the user.
         return {v: weights[v.repeats] if v.repeats else w for v, w in weights.items()}
@@ -75,7 +70,16 @@ class Metric(eqx.Module):
         )
 
 
-def matches(path: str, name: str) -> bool:
-    """Whether a path stands for the variable or constraint of this name; see `Metric`."""
+def matching(what: str, path: str, things: Sequence[Any], kind: str) -> list[Any]:
+    """The variables or constraints that a path stands for, see `Metric`.
+
+    Raises:
+        InputError: if there are none; says what asked, and for what kind of things.
+    """
     pattern = ".*".join(re.escape(part) for part in path.split("*"))
-    return re.fullmatch(pattern + r"(?:$|[.\['].*)", name) is not None
+    full = re.compile(pattern + r"(?:$|[.\['].*)")
+    found = [thing for thing in things if full.fullmatch(thing.name)]
+    if not found:
+        names = ", ".join(thing.name for thing in things)
+        raise InputError(f"{what}: the path {path!r} matches no {kind}; there are: {names}")
+    return found

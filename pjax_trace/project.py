@@ -304,7 +304,6 @@ class Projected:
     def _graph(
         self, signature: Signature, parameters: Sequence[Any], data: Sequence[Any]
     ) -> ConsensusGraph:
-        parallel = not isinstance(self._solver, Sweep)
         program = trace_program(
             self._flat(signature),
             parameters,
@@ -313,9 +312,9 @@ class Projected:
             source=getattr(self._fn, "__name__", "the function"),
             roots=OUTPUTS,
             objectives=(loss_p,),
-            lift=parallel,
+            lift=self._schedule != "sweep",
         )
-        graph = build_graph(program, coloured=self._schedule != "product" and parallel)
+        graph = build_graph(program, coloured=self._schedule not in ("product", "sweep"))
         graph = coarsen(graph, self._granularity)
         if not any(c.out is None for c in graph.constraints):
             raise TraceError(
@@ -608,8 +607,8 @@ def project(
             of constraints to those, the last that matches counting. A sweep has its own blocks.
         schedule: which constraints are projected together. ``"parallel"``: all of one colour, then
             all of the other. ``"product"``: all, then all copies agree (divide and concur).
-            ``"sweep"``: one after the other from the outputs back, as a `Sweep` does. Default: what
-            the solver is for.
+            ``"cyclic"``: one after the other, as cyclic solvers do. ``"sweep"``: targets go back
+            from the outputs, as in a `Sweep`. Default: what the solver is for.
         copies: whether to keep an explicit copy of every operand for each scalar equation. Default:
             what the solver needs; alternating projections need none.
         tol: stop early once the gap is at most this. Costs a projection per step.
@@ -653,9 +652,10 @@ def project(
     """
     if not callable(fn):
         raise InputError(f"project takes a function, not {fn!r}")
-    if schedule not in (None, "parallel", "product", "sweep"):
+    if schedule not in (None, "parallel", "product", "cyclic", "sweep"):
         raise InputError(
-            f"project: schedule must be 'parallel', 'product' or 'sweep', not {schedule!r}"
+            "project: schedule must be 'parallel', 'product', 'cyclic' or 'sweep', not "
+            f"{schedule!r}"
         )
     if solver is None:
         classical = granularity is not None or copies or tol is not None

@@ -40,6 +40,7 @@ __all__ = [
     "adjoint",
     "entries",
     "function_entries",
+    "of_variables",
     "paired",
     "projection_of",
     "register_function",
@@ -416,16 +417,23 @@ def adjoint(
     variable: Sequence[bool],
 ) -> tuple[Any, ...]:
     """What a smooth function of several elements hands over: `Rule.hand_over` in the limit."""
+    own = (x for x, v in zip(operands, variable, strict=True) if v)
+    answers = iter(jax.vjp(of_variables(function, operands, variable), *own)[1](residual))
+    return tuple(next(answers) if v else None for v in variable)
 
-    def of_variables(*own: Array) -> Array:
+
+def of_variables(
+    function: Callable[..., Array], operands: Sequence[Array], variable: Sequence[bool]
+) -> Callable[..., Array]:
+    """The function of those operands alone that are variables."""
+
+    def restricted(*own: Array) -> Array:
         moving = iter(own)
         return function(
             *(next(moving) if v else x for x, v in zip(operands, variable, strict=True))
         )
 
-    own = (x for x, v in zip(operands, variable, strict=True) if v)
-    answers = iter(jax.vjp(of_variables, *own)[1](residual))
-    return tuple(next(answers) if v else None for v in variable)
+    return restricted
 
 
 class ViewRule(Rule):
