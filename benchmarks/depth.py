@@ -22,11 +22,11 @@ from benchmarks.data import DataError, Dataset
 from benchmarks.models import ACTIVATIONS, mlp
 from benchmarks.running import (
     Curve,
-    add_options,
     attempt,
     follow,
     learners,
     load_images,
+    mlp_parser,
     mlp_sizes,
 )
 from benchmarks.tables import format_table, write_json
@@ -132,13 +132,8 @@ def row(network: Network, method: str, points: dict[str, int]) -> dict[str, Any]
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command's options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.depth",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = mlp_parser("depth", __doc__)
     add = parser.add_argument
-    add_options(parser)
     counts, several = arguments.several(arguments.count), arguments.names(ACTIVATIONS)
     add("--layers", type=counts, default=[1, 2, 4, 8, 16], help="hidden layers")
     add("--width", type=arguments.count, default=128, help="of each of them; 256 suits sign")

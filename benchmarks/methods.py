@@ -87,7 +87,14 @@ class Method(NamedTuple):
     averaged: Callable[[Any, Any], Any] | None = None
 
 
-def project(name: str, setting: Setting, *, steps: int, copies: bool | None = None) -> Any:
+def project(
+    name: str,
+    setting: Setting,
+    *,
+    steps: int,
+    copies: bool | None = None,
+    granularity: Any = None,
+) -> Any:
     """A model's cross-entropy on a batch, projected: ``steps`` steps of the solver ``name``."""
     lam, *weights = setting
 
@@ -96,12 +103,20 @@ def project(name: str, setting: Setting, *, steps: int, copies: bool | None = No
 
     parameters, hidden, outputs = weights
     metric = pjax.Metric(parameters, hidden, outputs)
-    return pjax.project(fit, solver=SOLVERS[name](), steps=steps, metric=metric, copies=copies)
+    return pjax.project(
+        fit,
+        solver=SOLVERS[name](),
+        steps=steps,
+        metric=metric,
+        copies=copies,
+        granularity=granularity,
+    )
 
 
-def projections(name: str, setting: Setting, *, steps: int) -> Method:
+def projections(name: str, setting: Setting, *, steps: int, granularity: Any = None) -> Method:
     """One update of `project` a batch."""
-    projected, sweep = project(name, setting, steps=steps), name == "sweep"
+    projected = project(name, setting, steps=steps, granularity=granularity)
+    sweep = name == "sweep"
 
     def update(model, state, x, y):
         model, state, info = jax.block_until_ready(projected.update(model, state, x, y))

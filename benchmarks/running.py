@@ -25,12 +25,12 @@ __all__ = [
     "Curve",
     "Point",
     "Update",
-    "add_options",
     "attempt",
     "compile_seconds",
     "follow",
     "learners",
     "load_images",
+    "mlp_parser",
     "mlp_sizes",
     "test_accuracy",
     "updates",
@@ -159,8 +159,13 @@ def _accuracy(model, x, y):
     return jnp.mean(jnp.argmax(logits, axis=-1) == y, dtype=jnp.float32)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of commands that train an MLP on images, by projections and by Adam."""
+def mlp_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of a command that trains an MLP on images, by projections and by Adam."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     add = parser.add_argument
     seeds, rates = arguments.several(int), arguments.several(arguments.positive)
     add("--dataset", choices=IMAGES, default="digits", help="what to learn")
@@ -171,6 +176,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     tuned = "of Adam; the best of them counts"
     add("--learning-rate", type=rates, default=[1e-3, 3e-3, 1e-2], help=tuned)
     add("--json", type=arguments.output_file, help="file to write the results to")
+    return parser
 
 
 def load_images(options: argparse.Namespace) -> Dataset:

@@ -22,11 +22,11 @@ from benchmarks.models import MODELS
 from benchmarks.running import (
     Curve,
     Point,
-    add_options,
     attempt,
     follow,
     learners,
     load_images,
+    mlp_parser,
     mlp_sizes,
 )
 from benchmarks.tables import format_table, write_json
@@ -130,13 +130,8 @@ def rows(curves: Sequence[Curve], level: float, averaged: bool) -> list[dict[str
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command's options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.time_to_accuracy",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = mlp_parser("time_to_accuracy", __doc__)
     add = parser.add_argument
-    add_options(parser)
     counts, levels = arguments.several(arguments.count), arguments.several(arguments.percentage)
     add("--hidden", type=counts, default=[128], help="hidden sizes, as in 64,32")
     add("--levels", type=levels, default=[95.0, 97.0, 97.5], help="accuracies to reach, in percent")

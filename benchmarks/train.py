@@ -80,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     chosen = Setting(*(getattr(options, name) for name in SETTING.values()))
-    methods = [projections(options.solver, chosen, steps=options.steps)]
+    how = {"steps": options.steps, "granularity": options.granularity}
+    methods = [projections(options.solver, chosen, **how)]
     if options.baseline == "adam":
         methods += map(adam, options.learning_rate)
     runs: list[tuple[Method, int]] = [(m, s) for m in methods for s in options.seeds]
@@ -193,6 +194,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data-dir", type=Path, help="folder of the data files; digits needs none")
     add("--model", choices=MODELS, help="what learns it (default: gru for text, else mlp)")
     add("--solver", choices=SOLVERS, default="sweep", help="the projection method")
+    add("--granularity", choices=["row", "block"], help="of sums, for all solvers but sweep")
     sizes = "(default: 128 for mlp, 16,32 for cnn, 32,128 for gru, …)"
     add("--hidden", type=counts, help=f"hidden sizes, as in 64,32 {sizes}")
     add("--seq-len", type=arguments.count, default=64, help="characters of a sample of text")
@@ -213,6 +215,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     text = options.dataset == "shakespeare"
     options.steps = options.steps or SOLVERS[options.solver]().default_steps
+    if options.granularity and options.solver == "sweep":
+        parser.error("--granularity is for other solvers than sweep")
     options.model = options.model or ("gru" if text else "mlp")
     if text != (MODELS[options.model].reads == "text"):
         parser.error(f"--model {options.model} cannot read --dataset {options.dataset}")

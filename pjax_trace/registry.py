@@ -20,11 +20,11 @@ from pjax_trace.errors import InputError
 
 __all__ = [
     "HEAVY",
-    "Block",
     "Case",
     "Columns",
     "CustomRule",
     "Entry",
+    "Equations",
     "Expansion",
     "FunctionEntry",
     "Layout",
@@ -144,7 +144,7 @@ class Single(eqx.Module):
     fan: int = eqx.field(static=True)
 
 
-class Block(eqx.Module):
+class Equations(eqx.Module):
     """What a constraint asks of its parameters, to first order in them and all else held.
 
     Attributes:
@@ -313,7 +313,7 @@ class Rule:
         residual: Array,
         answers: Sequence[Any],
         names: Mapping[int, Any],
-    ) -> Block:
+    ) -> Equations:
         """The linear equations that a sweep projects this constraint's parameters onto.
 
         Args:
@@ -331,7 +331,7 @@ class Rule:
         for i in names:
             readers = jnp.broadcast_to(jnp.asarray(masses[i], answers[i].dtype), answers[i].shape)
             singles.append(Single(answers[i], readers, readers, i, 1))
-        return Block(None, (), tuple(singles))
+        return Equations(None, (), tuple(singles))
 
     def elementwise(self, params: dict[str, Any], variable: Sequence[bool], position: int) -> bool:
         """Whether the weight of the operand in this position may vary by element, too."""

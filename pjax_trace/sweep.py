@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from pjax_trace.build import LoopRule
 from pjax_trace.errors import check_positive
 from pjax_trace.graph import ConsensusGraph, Constraint, Variable, View
-from pjax_trace.registry import Block, Request, Rule, Weights
+from pjax_trace.registry import Equations, Request, Rule, Weights
 from pjax_trace.ridge import solve_ridge
 from pjax_trace.trace import Value
 
@@ -339,7 +339,7 @@ class _Element(eqx.Module):
 
 
 class _Layer(eqx.Module):
-    """What a constraint asks of parameters; see `pjax_trace.registry.Block`."""
+    """What a constraint asks of parameters; see `pjax_trace.registry.Equations`."""
 
     target: Float[Array, "rows features"] | None
     parts: tuple[_Part, ...]
@@ -395,7 +395,7 @@ class _Point(NamedTuple):
 
 
 def _layer(
-    point: _Point, c: Constraint, block: Block, operands: Sequence[Array], own: dict[int, View]
+    point: _Point, c: Constraint, block: Equations, operands: Sequence[Array], own: dict[int, View]
 ) -> _Layer:
     """What a rule says of operands, as of variables."""
     # A view that only moves elements needs no more than what is known while tracing.

@@ -18,9 +18,9 @@ from jax import lax
 from jaxtyping import Array
 
 from pjax_trace.registry import (
-    Block,
     Case,
     Columns,
+    Equations,
     Expansion,
     Layout,
     Moment,
@@ -153,7 +153,7 @@ class SumRule(Rule):
         residual: Array,
         answers: Sequence[Any],
         names: Mapping[int, Any],
-    ) -> Block:
+    ) -> Equations:
         """Factors of products share a matrix, the other factors; biases are columns of ones in it.
 
         That takes terms with the same rows and features; all others are on their own.
@@ -187,7 +187,7 @@ class SumRule(Rule):
                 singles.append(self._single(term, side, operands, answers[position]))
             else:
                 columns.append(taken)
-        return Block(target, tuple(columns), tuple(singles), pace)
+        return Equations(target, tuple(columns), tuple(singles), pace)
 
     def _single(self, term: "Term", side: int, operands: Sequence[Array], answer: Array) -> Single:
         readers = jnp.broadcast_to(jnp.asarray(term.map.readers(side), answer.dtype), answer.shape)

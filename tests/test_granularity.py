@@ -58,6 +58,14 @@ CASES = {
 }
 
 
+def operands_of(c):
+    """Random variables, and the data."""
+    return [
+        jnp.asarray(normal(i, *s)) if v else jnp.asarray(DATA)
+        for i, (s, v) in enumerate(zip(c.shapes, c.variable, strict=True))
+    ]
+
+
 def projected(c, block, operands, out, weights):
     rule = BlockRule(c.rule.inner, block)
     masses = rule.masses(c.params, weights.operands)
@@ -71,10 +79,7 @@ def test_one_round_is_the_nearest_point_of_the_linearised_graph(name):
     fn, shapes = CASES[name]
     with _compat.enable_x64(True):
         c = the_sum(fn, *shapes)
-        operands = [
-            jnp.asarray(normal(i, *s)) if v else jnp.asarray(DATA)
-            for i, (s, v) in enumerate(zip(c.shapes, c.variable, strict=True))
-        ]
+        operands = operands_of(c)
         out = jnp.asarray(normal(7, *c.out.shape))
         free = [0.5 + i for i in range(len(operands))]
         weights = Weights(
@@ -118,10 +123,7 @@ def test_many_rounds_find_the_nearest_point_of_the_graph(name):
     fn, shapes = CASES[name]
     with _compat.enable_x64(True):
         c = the_sum(fn, *shapes)
-        operands = [
-            jnp.asarray(normal(i, *s)) if v else jnp.asarray(DATA)
-            for i, (s, v) in enumerate(zip(c.shapes, c.variable, strict=True))
-        ]
+        operands = operands_of(c)
         out = c.rule.apply(c.params, *operands) + 0.3 * normal(7, *c.out.shape)
         weights = Weights(tuple(1.0 if v else None for v in c.variable), jnp.full(c.out.shape, 2.0))
         moved, moved_out, distance, masses = projected(

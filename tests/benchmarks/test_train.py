@@ -162,6 +162,7 @@ def test_recurrent_nets_learn_text(run, tmp_path):
         ["--hidden", "64,none"],
         ["--seeds", "0,one"],
         ["--solver", "sgd"],
+        ["--granularity", "block"],
         ["--lam", "-1"],
         ["--weight-hidden", "nan"],
         ["--json", "no-such-folder/out.json"],
