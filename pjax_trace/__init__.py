@@ -8,6 +8,7 @@ from pjax_trace import losses as losses
 from pjax_trace import sets as sets
 from pjax_trace import testing as testing
 from pjax_trace.acceleration import Acceleration as Acceleration
+from pjax_trace.acceleration import Anderson as Anderson
 from pjax_trace.acceleration import Averaging as Averaging
 from pjax_trace.acceleration import Momentum as Momentum
 from pjax_trace.calls import custom_projection as custom_projection
@@ -36,6 +37,7 @@ from pjax_trace.registry import ViewRule as ViewRule
 from pjax_trace.registry import Weights as Weights
 from pjax_trace.registry import register_function as register_function
 from pjax_trace.registry import register_rule as register_rule
+from pjax_trace.solvers import Accelerated as Accelerated
 from pjax_trace.solvers import AlternatingProjections as AlternatingProjections
 from pjax_trace.solvers import AlternatingReflections as AlternatingReflections
 from pjax_trace.solvers import CyclicDouglasRachford as CyclicDouglasRachford

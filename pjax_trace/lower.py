@@ -8,7 +8,7 @@ With *copies*, a point is one array per edge, spread so that each scalar equatio
 import abc
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -151,6 +151,11 @@ class Problem:
             )
         return means
 
+    def inner(self, x: Values, y: Values) -> Array:
+        """The inner product of consensus values in the metric."""
+        variables = self.graph.variables
+        return _added(self.masses[v] * a * b for v, a, b in zip(variables, x, y, strict=True))
+
     def centred(self, c: Constraint, position: int, moment: Any) -> Array:
         """``Σ ω x'`` less ``Σ ω · offset``."""
         offset = self.offsets.get((c, position))
@@ -188,11 +193,9 @@ class Space(abc.ABC):
     def project(self, point: Any, group: Sequence[Any]) -> tuple[Any, Array]:
         """The nearest point that satisfies a group, and the squared distance per constraint."""
 
-    def inner(self, x: Values, y: Values) -> Array:
-        """The inner product of consensus values in the metric."""
-        masses = self.problem.masses
-        terms = zip(self.problem.graph.variables, x, y, strict=True)
-        return functools.reduce(jnp.add, (jnp.sum(masses[v] * a * b) for v, a, b in terms))
+    @abc.abstractmethod
+    def inner(self, x: Any, y: Any) -> Array:
+        """The inner product of two points in the metric."""
 
     def _distances(self, distances: Mapping[Constraint, Array]) -> Array:
         constraints = self.problem.graph.constraints
@@ -210,6 +213,10 @@ class CopyFree(Space):
     def collapse(self, point: Values) -> Values:
         """A point is its values."""
         return point
+
+    def inner(self, x: Values, y: Values) -> Array:
+        """That of consensus values."""
+        return self.problem.inner(x, y)
 
     def project(self, point: Values, group: Sequence[Any]) -> tuple[Values, Array]:
         """Constraints of the group move their outputs and, by their moments, their operands."""
@@ -261,6 +268,11 @@ class Copies(Space):
         means = self._means(dict(zip(self.edges, point, strict=True)), self.edges, {})
         start = self.problem.start
         return tuple(means.get(v, start[v]) for v in self.problem.graph.variables)
+
+    def inner(self, x: Values, y: Values) -> Array:
+        """The sum over all copies."""
+        copies = self.problem.copies
+        return _added(copies[c][i] * a * b for (c, i), a, b in zip(self.edges, x, y, strict=True))
 
     def _means(
         self,
@@ -360,6 +372,13 @@ class ProductCopies(Copies):
         start = self.problem.start
         return tuple(means.get(v, start[v]) for v in self.problem.graph.variables)
 
+    def inner(self, x: Values, y: Values) -> Array:
+        """The sum over all copies, outputs' included."""
+        count = len(self.edges)
+        outs = zip(self.produced, x[count:], y[count:], strict=True)
+        own = _added(self.problem.outs[v] * a * b for v, a, b in outs)
+        return super().inner(x[:count], y[:count]) + own
+
     def project(self, point: Values, group: Sequence[Any]) -> tuple[Values, Array]:
         """Onto all constraints, or onto consensus."""
         if not group:
@@ -373,6 +392,12 @@ class ProductCopies(Copies):
                 outs[c.out] = result.out.astype(c.out.dtype)
         edges = (moved[edge] for edge in self.edges)
         return (*edges, *(outs[v] for v in self.produced)), self._distances(distances)
+
+
+def _added(arrays: Iterable[Array]) -> Array:
+    """The sum of all elements."""
+    zero = jnp.zeros((), jnp.result_type(float))
+    return functools.reduce(jnp.add, (jnp.sum(x).astype(zero.dtype) for x in arrays), zero)
 
 
 def expand_copies(graph: ConsensusGraph) -> ConsensusGraph:

@@ -5,19 +5,21 @@ Solvers know nothing of graphs or rules; ``copies`` chooses the lowering that th
 """
 
 import abc
+import functools
 import numbers
 from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from equinox.internal import ω
 from jaxtyping import Array
 
+from pjax_trace.acceleration import Acceleration, Momentum
 from pjax_trace.errors import InputError, check_range
 from pjax_trace.lower import Space
 
 __all__ = [
+    "Accelerated",
     "AlternatingProjections",
     "AlternatingReflections",
     "CyclicDouglasRachford",
@@ -53,6 +55,10 @@ class Solver(eqx.Module):
     def values(self, space: Space, carry: Any) -> Any:
         """The shadow of the iterate, as consensus values."""
 
+    def inner(self, space: Space, x: Any, y: Any) -> Array:
+        """The inner product of two carries in the metric."""
+        return space.inner(x, y)
+
 
 def _blend(start: Any, end: Any, amount: float) -> Any:
     """``(1 − amount) start + amount end``."""
@@ -70,17 +76,12 @@ class AlternatingProjections(Solver):
     """Alternating projections, ``u ← u + relaxation (P_B P_A u − u)`` (von Neumann; POCS).
 
     The iteration is closed on one array per variable, its consensus state, and runs on that
-    without copies unless told otherwise. Momentum is Nesterov's, on the consensus state ``s``:
-    ``y ← s⁺ + momentum (s⁺ − s)``, without momentum after the first step and wherever
-    ``⟨y − s⁺, s⁺ − s⟩ ≥ 0``.
+    without copies unless told otherwise. With ``momentum`` it is short for
+    ``Accelerated(AlternatingProjections(relaxation), Momentum(momentum, restart=True))``.
 
     Args:
         relaxation: in (0, 2].
         momentum: in [0, 1).
-
-    References:
-        B. O'Donoghue, E. Candès, Adaptive restart for accelerated gradient schemes, FoCM 15 (2015),
-        section 3.2 (the restart).
     """
 
     relaxation: float = 1.0
@@ -92,30 +93,30 @@ class AlternatingProjections(Solver):
         check_range("AlternatingProjections: relaxation", self.relaxation, 0, 2)
         check_range("AlternatingProjections: momentum", self.momentum, 0, 1, closed=False)
 
+    @property
+    def _moving(self) -> "Accelerated":
+        plain = AlternatingProjections(self.relaxation)
+        return Accelerated(plain, Momentum(self.momentum, restart=True))
+
     def init(self, space: Space, values: Any) -> Any:
-        """The extrapolated state, the last one, and whether there was one before."""
-        return (values, values, jnp.zeros((), bool)) if self.momentum else (values, None, None)
+        """The consensus state."""
+        return self._moving.init(space, values) if self.momentum else values
 
     def step(self, space: Space, carry: Any) -> tuple[Any, Array]:
         """One projection onto either colour."""
-        state, last, moving = carry
-        point, first = space.project(space.expand(state), space.groups[0])
+        if self.momentum:
+            return self._moving.step(space, carry)
+        point, first = space.project(space.expand(carry), space.groups[0])
         point, second = space.project(point, space.groups[1])
-        new = _blend(state, space.collapse(point), self.relaxation)
-        if not self.momentum:
-            return (new, None, None), first + second
-        # The first step is no velocity yet, and one that leads back is none any more: the state
-        # would coast through what it looks for.
-        velocity = (new**ω - last**ω).ω
-        back = space.inner((state**ω - new**ω).ω, velocity) >= 0
-        momentum = jnp.where(back | ~moving, 0.0, self.momentum)
-        ahead = jax.tree.map(lambda x, v: x + momentum.astype(x.dtype) * v, new, velocity)
-        return (ahead, new, jnp.ones((), bool)), first + second
+        return _blend(carry, space.collapse(point), self.relaxation), first + second
 
     def values(self, space: Space, carry: Any) -> Any:
         """The consensus state."""
-        state, last, _ = carry
-        return last if self.momentum else state
+        return self._moving.values(space, carry) if self.momentum else carry
+
+    def inner(self, space: Space, x: Any, y: Any) -> Array:
+        """That of consensus values."""
+        return space.problem.inner(x, y)
 
 
 class AlternatingReflections(Solver):
@@ -243,3 +244,67 @@ class CyclicDouglasRachford(Solver):
         """The mean of the copies, projected onto ``A`` first."""
         shadow, _ = space.project(carry, space.groups[0])
         return space.collapse(shadow)
+
+
+class Accelerated(Solver):
+    """A solver whose steps are accelerated, as updates are by the ``acceleration`` of `project`.
+
+    The acceleration begins anew with every update, and its memory is part of the carry.
+
+    Args:
+        solver: what makes the steps.
+        acceleration: for one, ``Momentum(0.9, restart=True)`` or ``Anderson()``.
+
+    Raises:
+        InputError: if these are no such values, or the solver is accelerated already.
+
+    Example:
+        >>> import pjax_trace as pjax
+        >>> solver = pjax.Accelerated(pjax.DouglasRachford(), pjax.Anderson(memory=5))
+    """
+
+    solver: Solver
+    acceleration: Acceleration
+
+    def __check_init__(self) -> None:
+        """The parts are what they should be."""
+        if not isinstance(self.solver, Solver) or not isinstance(self.acceleration, Acceleration):
+            raise InputError(
+                "Accelerated takes a solver such as pjax.DouglasRachford() and an acceleration "
+                f"such as pjax.Anderson(), not {self.solver!r} and {self.acceleration!r}"
+            )
+        if isinstance(self.solver, Accelerated) or getattr(self.solver, "momentum", 0.0):
+            raise InputError(f"Accelerated: {self.solver!r} is accelerated already")
+
+    @property
+    def needs_copies(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the solver."""
+        return self.solver.needs_copies
+
+    @property
+    def schedules(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the solver's."""
+        return self.solver.schedules
+
+    @property
+    def default_steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the solver's."""
+        return self.solver.default_steps
+
+    def init(self, space: Space, values: Any) -> Any:
+        """The solver's carry, and the acceleration's memory."""
+        carry = self.solver.init(space, values)
+        return carry, self.acceleration.init(carry)
+
+    def step(self, space: Space, carry: Any) -> tuple[Any, Array]:
+        """One step of the solver, from where the acceleration says."""
+        point, memory = carry
+        start = tuple(self.acceleration.start(memory, point))
+        end, distances = self.solver.step(space, start)
+        inner = functools.partial(self.solver.inner, space)
+        point, memory = self.acceleration.finish(memory, point, start, end, inner)
+        return (tuple(point), memory), distances
+
+    def values(self, space: Space, carry: Any) -> Any:
+        """Those of the solver where its last step ended."""
+        return self.solver.values(space, carry[0])
