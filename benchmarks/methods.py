@@ -31,6 +31,7 @@ __all__ = [
 SOLVERS: dict[str, Callable[[], Any]] = {
     "ap": pjax.AlternatingProjections,
     "ap-momentum": lambda: pjax.AlternatingProjections(momentum=0.9),
+    "ap-anderson": lambda: pjax.Accelerated(pjax.AlternatingProjections(), pjax.Anderson()),
     "ar": pjax.AlternatingReflections,
     "dr": pjax.DouglasRachford,
     "dm": pjax.DifferenceMap,
@@ -38,7 +39,7 @@ SOLVERS: dict[str, Callable[[], Any]] = {
     "cdr": pjax.CyclicDouglasRachford,
     "sweep": pjax.Sweep,
 }
-COPY_FREE = ("ap", "ap-momentum", "sweep")
+COPY_FREE = ("ap", "ap-momentum", "ap-anderson", "sweep")
 AVERAGING = pjax.Averaging()
 
 

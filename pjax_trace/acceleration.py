@@ -113,7 +113,7 @@ class _Mixture(NamedTuple):
     ends: list[Array]
     products: Float[Array, "memory memory"]
     mixture: Float[Array, "memory"]
-    count: Int[Array, ""]
+    known: Int[Array, ""]
 
 
 class Anderson(Acceleration):
@@ -130,7 +130,9 @@ class Anderson(Acceleration):
     Where T is affine and its memory large enough, this is GMRES and ends.
 
     It wants updates that are the same map: the steps of one update, or updates by the same data. It
-    takes the noise of batches for curvature.
+    takes the noise of batches for curvature, and drops updates for it. (From batch to batch of
+    MNIST, sweeps reached 86.6 % after 100 batches with it, 90.3 % with nothing, 95.3 % with
+    momentum.)
 
     Args:
         memory: how many changes to remember; classically 5 to 10.
@@ -178,7 +180,7 @@ class Anderson(Acceleration):
             ends=[jnp.zeros_like(x) for x in stacks],
             products=jnp.zeros((self.memory, self.memory), zero.dtype),
             mixture=jnp.zeros(self.memory, zero.dtype),
-            count=jnp.zeros((), jnp.int32),
+            known=jnp.zeros((), jnp.int32),
         )
 
     def start(self, memory: Any, parameters: Arrays) -> Arrays:
@@ -195,7 +197,7 @@ class Anderson(Acceleration):
         residual = [e - s for s, e in zip(start, end, strict=True)]
         squared = inner(residual, residual)
         good = jnp.all(memory.mixture == 0) | (squared <= memory.squared)
-        slot = memory.count % self.memory
+        slot = memory.known % self.memory
 
         def written(stacks: Arrays, new: Arrays, old: Arrays) -> list[Array]:
             changes = zip(stacks, new, old, strict=True)
@@ -207,9 +209,9 @@ class Anderson(Acceleration):
         row = with_all(residuals, [stack[slot] for stack in residuals])
         products = memory.products.at[slot].set(row).at[:, slot].set(row)
         # Of the first residual there is no change yet; what was written will be written over.
-        count = jnp.where(good, memory.count + jnp.isfinite(memory.squared), 0)
-        count = count.astype(memory.count.dtype)
-        known = jnp.arange(self.memory) < count
+        more = jnp.isfinite(memory.squared).astype(memory.known.dtype)
+        count = jnp.where(good, memory.known + more, 0)
+        known = jnp.arange(self.memory, dtype=count.dtype) < count
         after = _Mixture(
             residual=_chosen(good, residual, memory.residual),
             squared=jnp.where(good, squared, memory.squared),
@@ -217,7 +219,7 @@ class Anderson(Acceleration):
             ends=ends,
             products=products,
             mixture=self._mix(products, with_all(residuals, residual), known),
-            count=count,
+            known=count,
         )
         return _chosen(good, end, parameters), after
 
@@ -227,11 +229,11 @@ class Anderson(Acceleration):
         right: Float[Array, "memory"],
         known: Bool[Array, "memory"],
     ) -> Float[Array, "memory"]:
-        """γ, in units of the lengths of the known changes; 0 of what is unknown or has no length."""
+        """γ, solved for in units of the changes' lengths; 0 for what is unknown or has none."""
         lengths = jnp.sqrt(jnp.diagonal(products))
         known &= lengths > 0
         units = jnp.where(known, lengths, 1)
-        cosines = jnp.where(known[:, None] & known, products / jnp.outer(units, units), 0)
+        cosines = jnp.where(known[:, None] & known[None], products / jnp.outer(units, units), 0)
         matrix = cosines + jnp.diag(jnp.where(known, self.ridge, 1.0).astype(units.dtype))
         return jnp.linalg.solve(matrix, jnp.where(known, right / units, 0)) / units
 

@@ -1,4 +1,4 @@
-"""Momentum and averages between updates, by hand."""
+"""Momentum and averages between updates, by hand; Anderson's mixing against numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import pjax_trace as pjax
+from pjax_trace import _compat
 from pjax_trace.errors import InputError
 
 
@@ -87,7 +88,102 @@ def test_averages_of_several_arguments_keep_their_order():
         np.testing.assert_allclose(found, 0.1 * old + 0.9 * new, atol=1e-6)
 
 
+def anderson(update, start, steps, **options):
+    """Where updates end by Anderson's mixing, and how long the residuals of those that count are.
+
+    In float64, saved and restored between updates.
+    """
+    with _compat.enable_x64(True):
+        mixing = pjax.Anderson(**options)
+
+        @jax.jit
+        def step(u, memory):
+            ahead = mixing.start(memory, [u])
+            (u,), memory = mixing.finish(memory, [u], ahead, [update(ahead[0])])
+            return u, memory
+
+        u = jnp.asarray(start, float)
+        memory, found = mixing.init([u]), []
+        for _ in range(steps):
+            u, memory = jax.tree.map(np.asarray, step(u, memory))
+            found.append((u, float(np.sqrt(memory.squared))))
+        ends, residuals = zip(*found, strict=True)
+        return np.array(ends), np.array(residuals)
+
+
+def mixed_by_numpy(update, u, steps, memory):
+    """The textbook: γ by least squares on all changes remembered."""
+    ends, residuals, found = [], [], []
+    for _ in range(steps):
+        ends, residuals = (
+            [*ends, update(u)][-memory - 1 :],
+            [*residuals, update(u) - u][-memory - 1 :],
+        )
+        found.append(ends[-1])
+        u = ends[-1]
+        if len(ends) > 1:
+            dg, df = np.diff(ends, axis=0).T, np.diff(residuals, axis=0).T
+            u = u - dg @ np.linalg.lstsq(df, residuals[-1], rcond=None)[0]
+    return np.array(found)
+
+
+@pytest.mark.parametrize("memory, steps, atol", [(2, 12, 1e-7), (6, 8, 1e-6)])
+def test_anderson_on_an_affine_map(memory, steps, atol):
+    """As least squares has it; with a memory as large as the space, n + 1 updates find the end."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    matrix = basis @ np.diag([0.99, 0.9, -0.5, 0.7, 0.2, -0.95]) @ basis.T
+    shift, start = rng.normal(size=6), rng.normal(size=6)
+    ends, residuals = anderson(
+        lambda u: jnp.asarray(matrix) @ u + shift, start, steps, memory=memory, ridge=1e-14
+    )
+    expected = mixed_by_numpy(lambda u: matrix @ u + shift, start, steps, memory)
+    np.testing.assert_allclose(ends, expected, atol=atol)
+    assert np.all(np.diff(residuals) <= 0)  # The map is a contraction: nothing is dropped.
+    if memory == 6:
+        solution = np.linalg.solve(np.eye(6) - matrix, shift)
+        np.testing.assert_allclose(ends[-1], solution, atol=1e-6)  # Where update n + 2 began.
+
+
+def test_andersons_safeguard():
+    """Where slopes change, residuals never grow, as those of plain updates do not."""
+    rng = np.random.default_rng(1)
+    turn = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+
+    def update(u):  # nonexpansive, with kinks
+        return u + 0.5 * (turn @ (jnp.clip(u, -1.0, 0.1) - 0.05 * jnp.abs(u - 2.0)) - u)
+
+    dropped = 0
+    for _ in range(4):
+        start = 10 * rng.normal(size=5)
+        ends, residuals = anderson(update, start, 60)
+        assert np.all(np.diff(residuals) <= 1e-12)
+        dropped += np.sum(np.all(np.diff(ends, axis=0) == 0, axis=1))
+        plain = start
+        for _ in range(60):
+            plain = np.asarray(update(plain), float)
+        assert residuals[-1] <= np.linalg.norm(update(plain) - plain) + 1e-6
+    assert dropped > 0
+
+
+def test_anderson_at_degenerate_points():
+    for update, expected in [
+        (lambda u: u, np.zeros(8)),  # There from the start.
+        (lambda u: u + 1, np.arange(1.0, 9)),  # All residuals are alike: plain updates.
+        (lambda u: 0.5 * u - 1, None),  # One dimension, and a longer memory.
+    ]:
+        ends, residuals = anderson(update, np.zeros(1), 8)
+        assert np.all(np.isfinite(ends)) and np.all(np.isfinite(residuals))
+        if expected is None:
+            np.testing.assert_allclose(ends[3:], -2.0, atol=1e-5)
+        else:
+            np.testing.assert_array_equal(ends[:, 0], expected)
+
+
 def test_bad_values():
+    for bad in ({"memory": 0}, {"memory": 2.0}, {"ridge": 0.0}):
+        with pytest.raises(InputError, match="Anderson: "):
+            pjax.Anderson(**bad)
     for make in (pjax.Momentum, pjax.Averaging):
         with pytest.raises(InputError, match=r"decay must be in \[0, 1\), not 1.0"):
             make(1.0)

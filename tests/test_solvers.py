@@ -13,7 +13,7 @@ import pytest
 import pjax_trace as pjax
 from pjax_trace import sets
 from pjax_trace.build import OUTPUTS, build_graph
-from pjax_trace.lower import Copies, CopyFree, Problem, expand_copies
+from pjax_trace.lower import Copies, CopyFree, Problem, ProductCopies, expand_copies
 from pjax_trace.trace import trace_program
 
 ROWS = np.array([[1.0, 2.0, -0.5], [0.5, -1.0, 1.5]])
@@ -293,6 +293,78 @@ def test_momentum_is_nesterovs(problem):
         for ours in found:
             for array, theirs in zip(ours, state, strict=True):
                 np.testing.assert_allclose(array[k], theirs, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_momentum_of_any_solver(problem, nesterov):
+    """On the governing point, u⁺ = T(u + m v) or T(u) + m v with v the last step."""
+    oracle, (_, copies, values, _) = problem
+    momentum = pjax.Momentum(0.6, nesterov=nesterov)
+    solver = pjax.Accelerated(pjax.DouglasRachford(), momentum)
+    found, _ = iterates(solver, copies, values, 6)
+    step, answer = reflecting(0.5)
+    u = last = oracle.start
+    for k in range(6):
+        ahead = mix(1.6, u, -0.6, last)
+        plain = step(oracle, ahead if nesterov else u)
+        u, last = plain if nesterov else mix(1.0, plain, 1.0, mix(1.0, ahead, -1.0, u)), u
+        for ours, theirs in zip(found, oracle.read(answer(oracle, u)), strict=True):
+            np.testing.assert_allclose(ours[k], theirs, rtol=2e-5, atol=2e-5)
+
+
+def test_inner_products_are_those_of_the_product_space(problem):
+    _, (free, copies, values, graph) = problem
+    other = tuple(2.0 - v for v in values)
+    inner = sum(
+        np.sum(free.problem.masses[v] * a * b)
+        for v, a, b in zip(graph.variables, values, other, strict=True)
+    )
+    found = [space.inner(space.expand(values), space.expand(other)) for space in (free, copies)]
+    np.testing.assert_allclose(found, inner, rtol=1e-5)
+    whole = Problem(
+        copies.problem.graph,
+        copies.problem.data,
+        copies.problem.start,
+        dict(free.problem.outs) | {v: 2.0 for v in graph.parameters},
+        True,
+    )
+    space = ProductCopies(whole)
+    np.testing.assert_allclose(
+        space.inner(space.expand(values), space.expand(other)),
+        whole.inner(values, other),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [pjax.AlternatingProjections(), pjax.DouglasRachford()],
+    ids=lambda s: type(s).__name__,
+)
+def test_anderson_ends_on_affine_sets(solver):
+    """In as many steps as the point has directions that matter, and one more."""
+
+    def function(x):
+        pjax.constrain(jnp.asarray(ROWS, jnp.float32) @ x, sets.Equal(jnp.float32(GOAL)))
+
+    free, copies, values, _ = spaces(function, START, pjax.Metric())
+    space = copies if solver.needs_copies else free
+    accelerated = pjax.Accelerated(solver, pjax.Anderson(memory=8))
+    _, plain = iterates(solver, space, values, 9)
+    (x, *_), moved = iterates(accelerated, space, values, 9)
+    np.testing.assert_allclose(ROWS @ np.asarray(x[-1], float), GOAL, atol=1e-4)
+    assert np.sum(moved[-1]) < 1e-4 * np.sum(plain[-1])
+
+
+def test_what_can_be_accelerated():
+    solver = pjax.Accelerated(pjax.CyclicProjections(), pjax.Anderson())
+    assert solver.schedules == ("cyclic",) and solver.needs_copies
+    assert solver == pjax.Accelerated(pjax.CyclicProjections(), pjax.Anderson())
+    for bad in (solver, pjax.AlternatingProjections(momentum=0.5)):
+        with pytest.raises(pjax.InputError, match="is accelerated already"):
+            pjax.Accelerated(bad, pjax.Anderson())
+    with pytest.raises(pjax.InputError, match="takes a solver such as"):
+        pjax.Accelerated(pjax.Sweep(), pjax.Anderson())  # pyright: ignore
 
 
 def test_distances_are_those_moved(problem):
