@@ -20,6 +20,7 @@ __all__ = [
     "enable_x64",
     "is_known",
     "Scan",
+    "loop_body",
     "loop_kind",
     "scan_parts",
     "new_primitive",
@@ -71,6 +72,16 @@ def call_body(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
 def loop_kind(primitive: Any) -> str | None:
     """``"while"``, ``"scan"`` or ``"cond"`` for control flow, else None."""
     return _LOOPS.get(primitive)
+
+
+def loop_body(eqn: Any) -> tuple[Any, int | None] | None:
+    """The closed body of a loop or a solve and how often it runs, None if open; else None."""
+    kind = loop_kind(eqn.primitive)
+    if eqn.primitive is primitives.linear_solve_p:
+        return eqn.params["jaxprs"].solve, 1
+    if kind == "scan":
+        return eqn.params["jaxpr"], int(eqn.params["length"])
+    return (eqn.params["body_jaxpr"], None) if kind == "while" else None
 
 
 class Scan(NamedTuple):

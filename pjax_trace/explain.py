@@ -1,7 +1,8 @@
 """What a function compiles to and what that costs, as text: ``projected.explain(...)``.
 
 Nothing is run and nothing is compiled. Sizes follow from shapes; operations are those that XLA
-counts in the lowered code, whose loops of known length are multiplied out here.
+counts in the lowered code, whose loops are multiplied out here: those that may stop early, as
+conjugate gradients do, as if they ran to their limit.
 """
 
 import collections
@@ -26,7 +27,7 @@ from pjax_trace.lower import expand_copies
 from pjax_trace.registry import Rule, Weights
 from pjax_trace.trace import Program, trace_program
 
-__all__ = ["Explanation", "Row", "explanation", "rule_name"]
+__all__ = ["Explanation", "Row", "explanation", "operations", "rule_name"]
 
 WIDTH = 100
 # With more constraints than this, those that are alike are shown once.
@@ -300,7 +301,7 @@ def explanation(
         views=tuple(views.items()),
         frozen=tuple(f"{e.primitive.name} at {_short(e.source)}" for e in program.frozen),
         problems=tuple(problems),
-        forward_flops=_operations(forward, list(parameters), list(data)),
+        forward_flops=operations(forward, list(parameters), list(data)),
     )
 
 
@@ -378,16 +379,23 @@ class _Counter:
         except TypeError:  # params need not be hashable
             key = c
         if key not in self._seen:
-            self._seen[key] = _operations(project, shapes, out, out)
+            limit = c.rule.options.iterations if isinstance(c.rule, BlockRule) else 1
+            self._seen[key] = operations(project, shapes, out, out, limit=limit)
         return self._seen[key]
 
 
-def _operations(function: Callable[..., Any], *args: Any) -> float | None:
-    """The operations of a function by XLA's count, loops of known length multiplied out."""
+def operations(function: Callable[..., Any], *args: Any, limit: int = 1) -> float | None:
+    """The operations of a function by XLA's count, with loops multiplied out; None without one.
+
+    Args:
+        function: of arrays; it is traced and lowered, and not run.
+        args: arrays or shapes.
+        limit: how often loops run whose length is not known.
+    """
     once = _counted(function, *args)
     if once is None:
         return None
-    return once + _repeated(jax.make_jaxpr(function)(*args).jaxpr)
+    return once + _repeated(jax.make_jaxpr(function)(*args).jaxpr, limit)
 
 
 def _counted(function: Callable[..., Any], *args: Any) -> float | None:
@@ -405,18 +413,19 @@ def _counted(function: Callable[..., Any], *args: Any) -> float | None:
     return sum(max(float(count), 0.0) for count in counts)
 
 
-def _repeated(jaxpr: Any) -> float:
-    """What the scans in a jaxpr add to it by running more than once."""
+def _repeated(jaxpr: Any, limit: int) -> float:
+    """What the loops in a jaxpr add to it by running more than once."""
     total = 0.0
     for eqn in jaxpr.eqns:
-        call = _compat.call_body(eqn)
+        call, loop = _compat.call_body(eqn), _compat.loop_body(eqn)
         if call is not None:
-            total += _repeated(call[0])
-        elif _compat.loop_kind(eqn.primitive) == "scan":
-            scan = _compat.scan_parts(eqn)
-            args = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in scan.body.in_avals]
-            once = _counted(lambda *xs, body=scan.body: _compat.run_jaxpr(body, *xs), *args)
-            total += (scan.length - 1) * (once or 0.0) + scan.length * _repeated(scan.body.jaxpr)
+            total += _repeated(call[0], limit)
+        elif loop is not None:
+            body, length = loop
+            length = limit if length is None else length
+            args = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in body.in_avals]
+            once = _counted(lambda *xs, body=body: _compat.run_jaxpr(body, *xs), *args)
+            total += (length - 1) * (once or 0.0) + length * _repeated(body.jaxpr, limit)
     return total
 
 

@@ -272,6 +272,19 @@ def test_loops_of_known_length_are_multiplied_out():
     assert np.isclose(forward(21) - forward(11), 10 * (2 * 4**3 + 4**2), rtol=0.2)
 
 
+def test_conjugate_gradients_are_multiplied_out():
+    def fit(parameters, data):
+        return pjax.losses.squared_error(data[0] @ parameters[0], data[1])
+
+    arrays = [normal(0, 5, 4)], [normal(1, 8, 5), normal(2, 8, 4)]
+    flops = {
+        n: explanation(fit, *arrays, names="wxy", granularity=pjax.Block(n)).rows[0].flops
+        for n in (2, 12)
+    }
+    products = 2 * 2 * 8 * 5 * 4  # with the data and with its transpose; vectors are small
+    assert np.isclose((flops[12] - flops[2]) / 10, products + 15 * 8 * 4, rtol=0.2)
+
+
 @pytest.mark.parametrize(
     "answer", [None, [], [{"flops": 7.0}], {"flops": -1.0}, NotImplementedError("no")]
 )
