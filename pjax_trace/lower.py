@@ -27,7 +27,8 @@ class Problem:
     """A graph with its data and metric: weights, total masses and offsets, made once an update.
 
     Of the *product* schedule, constraints have copies of their outputs, too, which weigh what a
-    copy of the variable does; else an output weighs as much as all that read it.
+    copy of the variable does; else an output weighs as much as all that read it. ``factors`` say
+    what the copies of a constraint weigh more than others, by its name.
     """
 
     def __init__(
@@ -37,19 +38,21 @@ class Problem:
         start: Mapping[Variable, Array],
         metric: Mapping[Variable, float],
         product: bool = False,
+        factors: Mapping[str, float] | None = None,
     ):
         self.graph = graph
         self.data = data
         self.start = start
         self.product = product
-        self.outs = {c.out: metric[c.out] for c in graph.constraints if c.out is not None}
+        own = {c: (factors or {}).get(c.name, 1.0) for c in graph.constraints}
+        self.outs = {c.out: own[c] * metric[c.out] for c in own if c.out is not None}
         # A copy of several variables at once (a concatenation) has the largest of their weights.
         self.weights = {
             c: tuple(
-                max(metric[base] for base in operand.bases) if isinstance(operand, View) else None
-                for operand in c.operands
+                factor * max(metric[base] for base in o.bases) if isinstance(o, View) else None
+                for o in c.operands
             )
-            for c in graph.constraints
+            for c, factor in own.items()
         }
         # What the copies of all rows of a constraint weigh together.
         self.copies = {c: c.rule.masses(c.params, self.weights[c]) for c in graph.constraints}

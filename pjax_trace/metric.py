@@ -1,13 +1,16 @@
 """The metric: how much a copy of each variable weighs in the squared distance."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 
 from pjax_trace.errors import InputError, check_positive
-from pjax_trace.graph import ConsensusGraph, Variable
+from pjax_trace.graph import ConsensusGraph, Constraint, Variable
 
 __all__ = ["Metric", "matching"]
 
@@ -16,7 +19,14 @@ class Metric(eqx.Module):
     """Weights of the squared distance that "nearest" is measured in; larger moves less.
 
     Every copy of a variable, one per scalar equation that reads it, has the weight of its variable.
-    ``paths`` overrides the kinds; of several matching patterns the last one counts.
+    ``paths`` overrides the kinds; of several matching patterns the last one counts. ``constraints``
+    says of copies what they weigh more than others of their variables.
+
+    With ``per="copy"`` a parameter weighs more, the more rows read it: a larger batch moves it by
+    the mean of what its rows ask for, and as many samples move it less. With ``per="parameter"``
+    all of its copies together have its weight, and as many samples move it as far at any size of
+    batches (which is how learning rates are scaled with it). The same setting then goes on; a
+    weight per copy that is right for n rows is n times that per parameter.
 
     Args:
         parameters: the weight of parameters, an inverse learning rate.
@@ -25,6 +35,10 @@ class Metric(eqx.Module):
         paths: from a variable's name to a weight. A name is a path such as
             ``model.layers[0].weight`` or, for what a constraint produces, the constraint's name; a
             path also stands for everything below it, and ``*`` for any characters.
+        constraints: from a constraint's name, or such a path, to a factor of the weights of the
+            copies that it has.
+        per: what the weight of a parameter is that of: a ``"copy"``, or the ``"parameter"`` with
+            all of its copies.
 
     Raises:
         InputError: if a weight is not a positive number; at trace time, if a path matches nothing.
@@ -32,21 +46,26 @@ class Metric(eqx.Module):
     Example:
         >>> import pjax_trace as pjax
         >>> metric = pjax.Metric(parameters=100.0, paths={"model.layers[0]": 10.0, "*.bias": 1.0})
+        >>> metric = pjax.Metric(parameters=256.0, per="parameter", constraints={"max": 2.0})
     """
 
     parameters: float = 1.0
     hidden: float = 1.0
     outputs: float = 1.0
     paths: Mapping[str, float] = eqx.field(default_factory=dict)
+    constraints: Mapping[str, float] = eqx.field(default_factory=dict)
+    per: Literal["copy", "parameter"] = "copy"
 
     def __check_init__(self) -> None:
         """Weights are positive numbers."""
         named = {"parameters": self.parameters, "hidden": self.hidden, "outputs": self.outputs}
-        for name, weight in {**named, **self.paths}.items():
+        for name, weight in (*named.items(), *self.paths.items(), *self.constraints.items()):
             check_positive(f"Metric: the weight of {name}", weight)
+        if self.per not in ("copy", "parameter"):
+            raise InputError(f"Metric: per must be 'copy' or 'parameter', not {self.per!r}")
 
     def resolve(self, graph: ConsensusGraph) -> dict[Variable, float]:
-        """The weight of every variable of a graph."""
+        """The weight of a copy of every variable of a graph."""
         weights: dict[Variable, float] = {}
         for variable in graph.variables:
             if variable.parameter:
@@ -57,17 +76,48 @@ class Metric(eqx.Module):
         for path, weight in self.paths.items():
             found = matching("Metric", path, graph.variables, "variable")
             weights.update((variable, float(weight)) for variable in found)
+        if self.per == "parameter":
+            for parameter, rows in _rows(graph).items():
+                weights[parameter] /= rows
         # An identity that the compiler inserted is the same variable to the user.
         return {v: weights[v.repeats] if v.repeats else w for v, w in weights.items()}
 
+    def factors(self, graph: ConsensusGraph) -> dict[Constraint, float]:
+        """By what the copies of each constraint weigh more than those of others."""
+        factors = dict.fromkeys(graph.constraints, 1.0)
+        for path, factor in self.constraints.items():
+            found = matching("Metric", path, graph.constraints, "constraint")
+            factors.update((c, float(factor)) for c in found)
+        return factors
+
+    def _key(self) -> tuple[Any, ...]:
+        kinds = self.parameters, self.hidden, self.outputs, self.per
+        return *kinds, tuple(self.paths.items()), tuple(self.constraints.items())
+
     def __hash__(self) -> int:
-        return hash((self.parameters, self.hidden, self.outputs, tuple(self.paths.items())))
+        return hash(self._key())
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, Metric) and (
-            (self.parameters, self.hidden, self.outputs, tuple(self.paths.items()))
-            == (other.parameters, other.hidden, other.outputs, tuple(other.paths.items()))
-        )
+        return isinstance(other, Metric) and self._key() == other._key()
+
+
+def _rows(graph: ConsensusGraph) -> dict[Variable, float]:
+    """How many copies an element of each parameter has, in the mean; 1 if it has none."""
+    copies = dict.fromkeys(graph.parameters, 0.0)
+    for c in graph.constraints:
+        if c.out is not None and c.out.repeats is not None:
+            continue  # an identity that was inserted: the readers of its output are counted
+        with jax.ensure_compile_time_eval():
+            masses = c.rule.masses(c.params, tuple(1.0 if v else None for v in c.variable))
+            counts = {i: float(jnp.sum(jnp.broadcast_to(masses[i], v.shape))) for i, v in c.reads}
+        for i, view in c.reads:
+            # Copies of several variables at once are shared out by size.
+            total = sum(math.prod(base.shape) for base in view.bases)
+            for base in view.bases:
+                variable = base.repeats or base
+                if variable in copies and total:
+                    copies[variable] += counts[i] / total
+    return {v: n or 1.0 for v, n in copies.items()}
 
 
 def matching(what: str, path: str, things: Sequence[Any], kind: str) -> list[Any]:

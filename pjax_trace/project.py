@@ -502,12 +502,13 @@ class _Run:
         }
         self.known = known
         self.weights = metric.resolve(graph)
+        self.factors = {c.name: factor for c, factor in metric.factors(graph).items()}
         self.values = tuple(self.start[v] for v in graph.variables)
 
     @functools.cached_property
     def problem(self) -> Problem:
         """The graph with its data and metric."""
-        return Problem(self.graph, self.known, self.start, self.weights, self.product)
+        return self._problem(self.graph)
 
     @functools.cached_property
     def copy_free(self) -> CopyFree:
@@ -517,9 +518,12 @@ class _Run:
     @functools.cached_property
     def copies(self) -> Copies:
         """The lowering with explicit copies."""
-        graph = expand_copies(self.graph)
-        problem = Problem(graph, self.known, self.start, self.weights, self.product)
+        problem = self._problem(expand_copies(self.graph))
         return ProductCopies(problem) if self.product else Copies(problem)
+
+    def _problem(self, graph: ConsensusGraph) -> Problem:
+        weights = self.weights, self.product, self.factors
+        return Problem(graph, self.known, self.start, *weights)
 
     def suspects(
         self,
@@ -689,6 +693,11 @@ def project(
         metric = Metric(paths=metric)
     elif not isinstance(metric, Metric):
         raise InputError(f"project: metric must be a pjax.Metric, not {metric!r}")
+    if isinstance(solver, Sweep) and (metric.per != "copy" or metric.constraints):
+        raise InputError(
+            "project: a Sweep scales with rows by itself and has no copies, so no weights per "
+            "parameter or of constraints in its metric"
+        )
     if copies not in (None, True, False):
         raise InputError(f"project: copies must be True, False or None, not {copies!r}")
     copies = solver.needs_copies if copies is None else bool(copies)

@@ -1,6 +1,7 @@
 """The metric: which variable gets which weight."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import pjax_trace as pjax
@@ -74,9 +75,58 @@ def test_the_last_match_counts_and_paths_override_kinds():
     assert found[f"{ROOT}[10]['weight']"] == 2.0 == found["abs"]
 
 
+def test_weights_per_parameter_are_shared_by_their_copies():
+    found = weights(parameters=8.0, paths={f"{ROOT}[10]": 2.0}, per="parameter")
+    # Four rows read the first layer and the last one; nobody reads the scale.
+    assert found[f"{ROOT}[0]['weight']"] == found[f"{ROOT}[0]['bias']"] == 2.0
+    assert found[f"{ROOT}[10]['weight']"] == 0.5 and found[f"{ROOT}[1]['scale']"] == 8.0
+    assert found["abs"] == 1.0
+
+    def repeated(w, x):
+        pjax.constrain(x @ w + w[:1], sets.Equal(1.0))
+        pjax.constrain(jnp.abs(w) + w, sets.Equal(1.0))
+
+    graph = pjax.project(repeated, schedule="parallel").trace(jnp.ones((3, 3)), jnp.ones((5, 3)))
+    assert any(v.repeats in graph.parameters for v in graph.variables)  # An identity of w.
+    resolved = pjax.Metric(parameters=26.0, per="parameter").resolve(graph)
+    # Five rows read it and its first row again, abs and the sum read it once: 26 / 3 in the mean.
+    found = [resolved[v] for v in graph.variables if v.parameter or v.repeats]
+    np.testing.assert_allclose(found, 3.0)
+
+
+@pytest.mark.parametrize("schedule", ["parallel", "product"])
+def test_copies_of_a_constraint_weigh_more(schedule):
+    """The point between two others, as they weigh."""
+
+    def between(x):
+        pjax.constrain(x, sets.Equal(1.0))
+        pjax.constrain(x, sets.Box(4.0, 5.0))
+
+    for copies in (False, True):
+        solver = pjax.AlternatingProjections()
+        metric = pjax.Metric(parameters=3.0, constraints={"Box": 2.0})
+        options = {"schedule": schedule, "copies": copies, "metric": metric, "steps": 1}
+        x, info = pjax.project(between, solver=solver, **options)(jnp.zeros(2))
+        np.testing.assert_allclose(x, (1 + 2 * 4) / 3, rtol=1e-6)
+        np.testing.assert_allclose(info.gaps["Box"] ** 2, 2 * 3.0 * 2 * (4 - x[0]) ** 2, rtol=1e-5)
+
+
+def test_what_a_metric_refuses():
+    with pytest.raises(pjax.InputError, match="per must be 'copy' or 'parameter', not 'row'"):
+        pjax.Metric(per="row")  # pyright: ignore
+    with pytest.raises(pjax.InputError, match="the weight of max must be a positive number"):
+        pjax.Metric(constraints={"max": 0.0})
+    with pytest.raises(pjax.InputError, match="matches no constraint; there are: dot_general"):
+        pjax.Metric(constraints={"relu": 2.0}).factors(GRAPH)
+    for metric in (pjax.Metric(per="parameter"), pjax.Metric(constraints={"max": 2.0})):
+        with pytest.raises(pjax.InputError, match="a Sweep scales with rows by itself"):
+            pjax.project(network, metric=metric)
+
+
 def test_metrics_are_values():
     one, same = (pjax.Metric(parameters=2.0, paths={"a": 1.0, "b": 2.0}) for _ in range(2))
     assert one == same and hash(one) == hash(same)
     assert one != pjax.Metric(parameters=2.0, paths={"b": 2.0, "a": 1.0})  # the order counts
     assert one != pjax.Metric(parameters=2.0)
+    assert pjax.Metric(per="parameter") != pjax.Metric() != pjax.Metric(constraints={"a": 2.0})
     assert one != 2.0
