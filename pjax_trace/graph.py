@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from pjax_trace.errors import InputError
 from pjax_trace.registry import Rule, rule_for
 from pjax_trace.trace import Equation, Program, Value
 
@@ -314,6 +315,67 @@ class ConsensusGraph:
     def node(self, variable: Variable) -> "Constraint | Variable":
         """What produces a variable."""
         return self.producers.get(variable, variable)
+
+    def critical_path(self, schedule: str) -> int:
+        """How many projections must follow one another in one step of a schedule.
+
+        All others can be made at the same time. Of the parallel schedule it is a projection for
+        each colour, of the product schedule one, of the cyclic one all of them, whatever they read
+        of each other. Targets of a sweep go back along the longest chain of constraints that read
+        one another, in which what a scan carries from step to step counts in every one. (A sweep
+        begins with a forward pass along the same chain, and so does a gradient.)
+
+        Args:
+            schedule: one that the graph was traced for: ``"parallel"``, ``"product"``,
+                ``"cyclic"`` or ``"sweep"``.
+
+        Raises:
+            InputError: if it is none of these, or the graph has no colours, as that of a sweep.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> import pjax_trace as pjax
+            >>> def fit(w, x):
+            ...     for v in w:
+            ...         x = jnp.tanh(x @ v)
+            ...     pjax.constrain(x, pjax.sets.Equal(0.5))
+            >>> w, x = [jnp.ones((2, 2))] * 8, jnp.ones((3, 2))
+            >>> for schedule in "parallel", "sweep":
+            ...     graph = pjax.project(fit, schedule=schedule).trace(w, x)
+            ...     print(schedule, graph.critical_path(schedule))
+            parallel 2
+            sweep 17
+        """
+        if schedule == "product":
+            return 1
+        if schedule == "cyclic":
+            return len(self.constraints)
+        if schedule == "sweep":
+            return self._chains()[0]
+        if schedule != "parallel" or not self.colours:
+            raise InputError(f"critical_path: the graph was not traced for {schedule!r}")
+        return len({self.colours[c] for c in self.constraints})
+
+    def _chains(self) -> tuple[int, dict[Variable, int]]:
+        """How many constraints are in the longest chain, and in that up to each variable."""
+        from pjax_trace.build import LoopRule  # which makes graphs
+
+        lengths: dict[Variable, int] = {}
+        longest = 0
+        for c in self.constraints:
+            own = 1
+            if isinstance(c.rule, LoopRule):
+                scan, body = c.rule.loop.scan, c.rule.body
+                own, inner = body._chains()
+                views = [view for view in body.outputs[: scan.carries] if view is not None]
+                carried = [inner.get(base, 0) for view in views for base in view.bases]
+                own += (scan.length - 1) * max(carried, default=0)
+            read = [lengths.get(base, 0) for _, view in c.reads for base in view.bases]
+            length = own + max(read, default=0)
+            longest = max(longest, length)
+            if c.out is not None:
+                lengths[c.out] = length
+        return longest, lengths
 
     def to_dot(self) -> str:
         """The graph in the language of Graphviz."""

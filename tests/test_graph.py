@@ -192,3 +192,33 @@ def test_the_same_function_prints_the_same_graph():
     first, second = (str(run(recurrent, SQUARE, normal(1, 4, 3)).graph) for _ in range(2))
     assert first == second
     assert first == str(pjax.project(recurrent, schedule="parallel").trace(SQUARE, normal(1, 4, 3)))
+
+
+def test_critical_paths():
+    def loop(w, x):
+        def step(h, x):
+            h = jnp.tanh(h @ w)
+            return h, jnp.abs(h)
+
+        h, xs = jax.lax.scan(step, x, None, length=5)
+        end(jnp.sqrt(h) + jnp.sum(xs, 0))
+
+    def mapped(w, x):
+        end(jax.lax.map(lambda row: jnp.tanh(row @ w), x))
+
+    # A product and a curve for each of five steps; then the last abs, the sum of all, +, a set.
+    for fn, args, parallel, sweep in [
+        (loop, (SQUARE, normal(1, 3, 3)), 2, 14),
+        (mapped, (SQUARE, normal(1, 4, 3)), 2, 3),  # all rows at once
+        (mlp, GRAPHS["mlp"][1], 2, 6),  # three layers, two activations, a loss
+        (tied, GRAPHS["tied"][1], 2, 4),
+    ]:
+        found = {}
+        for schedule in ("parallel", "product", "cyclic", "sweep"):
+            solver = pjax.CyclicProjections() if schedule == "cyclic" else None
+            graph = pjax.project(fn, schedule=schedule, solver=solver).trace(*args)
+            found[schedule] = graph.critical_path(schedule)
+            assert schedule != "cyclic" or found[schedule] == len(graph.constraints)
+        assert (found["parallel"], found["product"], found["sweep"]) == (parallel, 1, sweep)
+    with pytest.raises(pjax.InputError, match="the graph was not traced for 'parallel'"):
+        graph.critical_path("parallel")
