@@ -95,6 +95,7 @@ def project(
     steps: int,
     copies: bool | None = None,
     granularity: Any = None,
+    schedule: str | None = None,
 ) -> Any:
     """A model's cross-entropy on a batch, projected: ``steps`` steps of the solver ``name``."""
     lam, *weights = setting
@@ -111,6 +112,7 @@ def project(
         metric=metric,
         copies=copies,
         granularity=granularity,
+        schedule=schedule,
     )
 
 

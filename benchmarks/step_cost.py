@@ -5,17 +5,25 @@ compiled computation, whose time is divided by their number, so that what it doe
 pass it starts from, the dispatch) is included. Adam is timed in a scan of as many steps and in
 single calls; the faster of the two is the reference. Repeats of all methods are interleaved, and
 medians taken.
+
+Operations are those that XLA counts before it optimizes, loops multiplied out, conjugate gradients
+as if they ran to their limit (they often stop before); factorizations by LAPACK count as none.
+Their rate is a share of that of a product of two matrices, 1024 by 1024, timed in between. "in
+sequence" is how many projections or operations wait for one another in a step: two for two colours,
+for a sweep or a gradient twice the longest chain, forward and back.
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -24,17 +32,34 @@ from benchmarks import arguments
 from benchmarks.methods import COPY_FREE, SOLVERS, adam_step, project, setting
 from benchmarks.models import MODELS
 from benchmarks.tables import format_table, write_json
+from pjax_trace.explain import operations
+
+MATRIX = 1024  # Of the products that the machine's rate is measured by.
 
 COLUMNS = {
     "method": "",
+    "granularity": "",
+    "schedule": "",
     "copies": "",
     "steps": "d",
     "ms a step": ".3f",
     "x adam": ".2f",
     "MiB": ".2f",
     "x adam's memory": ".2f",
+    "Mflop": ".1f",
+    "of matmul": ".0%",
+    "in sequence": "d",
     "compilation [s]": ".2f",
 }
+
+
+class Kind(NamedTuple):
+    """What the first columns say of a method."""
+
+    method: str
+    granularity: str | None = None
+    schedule: str | None = None
+    copies: bool | None = None
 
 
 class Subject:
@@ -42,16 +67,24 @@ class Subject:
 
     def __init__(
         self,
-        name: str,
-        copies: bool | None,
+        kind: Kind,
         steps: int,
         carry: Any,
         update: Callable[[Any], Any],
         lower: Callable[[Any], jax.stages.Lowered],
+        sequence: int | None = None,
     ):
-        self.name, self.copies, self.steps = name, copies, steps
+        self.kind, self.steps, self.sequence = kind, steps, sequence
         self.seconds: list[float] = []
         self._update = update
+        # A block's conjugate gradients are the only loop whose length is not known.
+        arrays, static = eqx.partition(carry, eqx.is_array)
+
+        def counted(arrays: Any) -> Any:
+            return eqx.filter(update(eqx.combine(arrays, static)), eqx.is_array)
+
+        count = operations(counted, arrays, limit=pjax.Block().iterations)
+        self.flops = None if count is None else count / steps
         before = time.perf_counter()
         compiled = lower(carry).compile()
         self.compile_seconds = time.perf_counter() - before
@@ -66,17 +99,23 @@ class Subject:
         self._carry = jax.block_until_ready(self._update(self._carry))
         self.seconds.append((time.perf_counter() - before) / self.steps)
 
-    def row(self, reference: "Subject") -> dict[str, Any]:
-        """The subject's line of the table."""
-        milliseconds = 1e3 * statistics.median(self.seconds)
+    def row(self, reference: "Subject", rate: float) -> dict[str, Any]:
+        """The subject's line of the table; ``rate`` is the machine's, in operations a second."""
+        name, granularity, schedule, copies = self.kind
+        seconds = statistics.median(self.seconds)
         values = (
-            self.name,
-            None if self.copies is None else ("yes" if self.copies else "no"),
+            name,
+            granularity,
+            schedule,
+            None if copies is None else ("yes" if copies else "no"),
             self.steps,
-            milliseconds,
-            milliseconds / (1e3 * statistics.median(reference.seconds)),
+            1e3 * seconds,
+            seconds / statistics.median(reference.seconds),
             self.bytes / 2**20,
             self.bytes / reference.bytes,
+            None if self.flops is None else self.flops / 1e6,
+            None if self.flops is None else self.flops / seconds / rate,
+            self.sequence,
             self.compile_seconds,
         )
         return dict(zip(COLUMNS, values, strict=True))
@@ -90,25 +129,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     def model():
         return MODELS[options.model].make(jax.random.key(0), options.sizes)
 
+    swept = project("sweep", setting("sweep", options.model), steps=1)
+    chain = swept.trace(model(), x, y).critical_path("sweep")
+    several = options.steps or pjax.Solver.default_steps
     subjects = [
-        adam("adam, scan", model(), x, y, options.steps or pjax.Solver.default_steps),
-        adam("adam, single calls", model(), x, y, None),
+        adam("adam, scan", model(), x, y, several, chain),
+        adam("adam, single calls", model(), x, y, None, chain),
     ]
-    for copies in (False,) if options.copy_free else (False, True):
-        for name in options.solvers:
-            few = options.steps or SOLVERS[name]().default_steps
-            steps = options.copies_steps if copies else few
-            able = name != "sweep" if copies else name in COPY_FREE
-            if able:
-                projected = project(name, setting(name, options.model), steps=steps, copies=copies)
-                subjects.append(projections(name, projected, copies, model(), x, y, steps))
-                if name == "sweep" and steps == 1:
-                    several = pjax.Solver.default_steps
-                    scan = sweeps("sweep, scan", projected, model(), x, y, several)
-                    subjects.append(scan)
-                print(f"compiled {name}, copies={copies}", file=sys.stderr)
+    for kind in kinds(options):
+        few = options.steps or SOLVERS[kind.method]().default_steps
+        steps = options.copies_steps if kind.copies else few
+        projected = project(
+            kind.method,
+            setting(kind.method, options.model),
+            steps=steps,
+            copies=kind.copies,
+            granularity=kind.granularity,
+            schedule=kind.schedule,
+        )
+        subjects.append(projections(kind, projected, model(), x, y, steps))
+        if kind.method == "sweep" and steps == 1:
+            subjects.append(sweeps(projected, model(), x, y, pjax.Solver.default_steps))
+        print("compiled", *kind[:3], f"copies={kind.copies}", file=sys.stderr)
+    matrix = jax.device_put(np.ones((MATRIX, MATRIX), np.float32))
+    product, products = jax.jit(jnp.matmul), []
+    jax.block_until_ready(product(matrix, matrix))
     try:
         for _ in range(options.repeats):
+            before = time.perf_counter()
+            jax.block_until_ready(product(matrix, matrix))
+            products.append(time.perf_counter() - before)
             for subject in subjects:
                 subject.repeat()
     except KeyboardInterrupt:
@@ -116,13 +166,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     timed = [subject for subject in subjects if subject.seconds]
     # Convolutions are many times slower inside a scan on a CPU, so Adam counts at its faster.
     reference = min(timed[:2], key=lambda subject: statistics.median(subject.seconds), default=None)
-    rows = [subject.row(reference) for subject in timed if reference]
+    rate = 2 * MATRIX**3 / statistics.median(products) if products else 0.0
+    rows = [subject.row(reference, rate) for subject in timed if reference]
     sizes = "-".join(map(str, options.sizes))
     device = jax.devices()[0].device_kind
     print(f"{options.model} {sizes}, batch {options.batch_size}, JAX {jax.__version__} on {device}")
+    print(f"a product of matrices: {rate / 1e9:.0f} Gflop/s")
     print(format_table(rows, COLUMNS))
     if options.json:
-        machine = {"jax": jax.__version__, "device": device}
+        machine = {"jax": jax.__version__, "device": device, "matmul_flops": rate}
         write_json(options.json, {"options": vars(options) | machine, "rows": rows})
     return 0
 
@@ -141,7 +193,23 @@ def random_batch(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     return x, rng.integers(classes, size=rows, dtype=np.int32)
 
 
-def projections(name: str, projected: Any, copies: bool, model: Any, x, y, steps: int) -> Subject:
+def kinds(options: argparse.Namespace) -> list[Kind]:
+    """Every method of the options, copy-free ones first."""
+    found: list[Kind] = []
+    for copies in (False,) if options.copy_free else (False, True):
+        ways = itertools.product(options.granularities, options.schedules, options.solvers)
+        for granularity, schedule, name in ways:
+            own = SOLVERS[name]().schedules
+            # Sweeps and cycles are schedules of their own, and sweeps have blocks of their own.
+            schedule = schedule if schedule in own else own[0]
+            kind = Kind(name, None if name == "sweep" else granularity, schedule, copies)
+            able = name != "sweep" if copies else name in COPY_FREE
+            if able and kind not in found:
+                found.append(kind)
+    return found
+
+
+def projections(kind: Kind, projected: Any, model: Any, x, y, steps: int) -> Subject:
     """A solver, on explicit copies or without."""
 
     def update(carry):
@@ -151,11 +219,13 @@ def projections(name: str, projected: Any, copies: bool, model: Any, x, y, steps
     def lower(carry):
         return projected.lower(carry[0], x, y)
 
-    return Subject(name, copies, steps, (model, projected.init(model)), update, lower)
+    path = projected.trace(model, x, y).critical_path(kind.schedule)
+    path = 2 * path if kind.schedule == "sweep" else path
+    return Subject(kind, steps, (model, projected.init(model)), update, lower, path)
 
 
 def repeated(
-    name: str, copies: bool | None, step: Any, model: Any, state: Any, x, y, steps: int | None
+    kind: Kind, step: Any, model: Any, state: Any, x, y, steps: int | None, chain: int
 ) -> Subject:
     """``steps`` updates of a model in a scan, or one update in a call of its own."""
     params, static = eqx.partition(model, eqx.is_array)
@@ -170,24 +240,26 @@ def repeated(
 
     jitted = jax.jit(update, donate_argnums=0)
     run, lower = (lambda carry: jitted(carry, x, y)), (lambda carry: jitted.lower(carry, x, y))
-    return Subject(name, copies, steps or 1, (params, state), run, lower)
+    return Subject(kind, steps or 1, (params, state), run, lower, 2 * chain)
 
 
-def adam(name: str, model: Any, x, y, steps: int | None) -> Subject:
+def adam(name: str, model: Any, x, y, steps: int | None, chain: int) -> Subject:
     """Steps of Adam."""
     optimizer = optax.adam(1e-3)
     state = optimizer.init(eqx.filter(model, eqx.is_array))
-    return repeated(name, None, adam_step(optimizer), model, state, x, y, steps)
+    return repeated(Kind(name), adam_step(optimizer), model, state, x, y, steps, chain)
 
 
-def sweeps(name: str, projected: Any, model: Any, x, y, steps: int) -> Subject:
+def sweeps(projected: Any, model: Any, x, y, steps: int) -> Subject:
     """Updates of a sweep in a scan, as Adam's are."""
 
     def step(batch, model, state):
         model, state, _ = projected.update(model, state, *batch)
         return model, state
 
-    return repeated(name, False, step, model, projected.init(model), x, y, steps)
+    kind = Kind("sweep, scan", None, "sweep", False)
+    chain = projected.trace(model, x, y).critical_path("sweep")
+    return repeated(kind, step, model, projected.init(model), x, y, steps, chain)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -208,6 +280,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--repeats", type=arguments.count, default=9, help="timed updates of every method (9)")
     solvers = arguments.names(SOLVERS)
     add("--solvers", type=solvers, default=list(SOLVERS), help="as in ap,dr (all of them)")
+    ways = arguments.names(("row", "block"))
+    add("--granularities", type=ways, default=["row"], help="row,block (row); sweeps have none")
+    ways = arguments.names(("parallel", "product"))
+    add("--schedules", type=ways, default=["parallel"], help="parallel,product (parallel)")
     add("--copy-free", action="store_true", help="leave out explicit copies")
     add("--json", type=arguments.output_file, help="file to write the results to")
     options = parser.parse_args(argv)

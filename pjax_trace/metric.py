@@ -23,10 +23,10 @@ class Metric(eqx.Module):
     says of copies what they weigh more than others of their variables.
 
     With ``per="copy"`` a parameter weighs more, the more rows read it: a larger batch moves it by
-    the mean of what its rows ask for, and as many samples move it less. With ``per="parameter"``
-    all of its copies together have its weight, and as many samples move it as far at any size of
-    batches (which is how learning rates are scaled with it). The same setting then goes on; a
-    weight per copy that is right for n rows is n times that per parameter.
+    the mean of what its rows ask for. With ``per="parameter"`` all of its copies together have its
+    weight, and a larger batch moves it by more. What is right per copy for n rows is n times that
+    per parameter. (Blocks, 10 steps, tuned for batches of 256 of MNIST: after 50,000 samples 95.9 %
+    instead of 95.6 with batches of 64, 94.2 instead of 93.8 of 1024. By rows it gained nothing.)
 
     Args:
         parameters: the weight of parameters, an inverse learning rate.

@@ -20,7 +20,27 @@ def test_table_has_every_method(tmp_path, capsys):
     assert faster["x adam"] == faster["x adam's memory"] == 1
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("mlp 12-8-4, batch 16, JAX")
-    assert len(printed) == 3 + len(rows)
+    assert printed[1].startswith("a product of matrices: ")
+    assert len(printed) == 4 + len(rows)
+    # Of Adam: three products of 16 rows and 12·8 + 8·4 weights, less one by data, and small change.
+    products = 2 * 16 * (3 * (12 * 8 + 8 * 4) - 12 * 8)
+    assert products <= 1e6 * rows[0]["Mflop"] < 2 * products
+    # A product, a relu, a product and a loss, forward and back; two colours.
+    assert [row["in sequence"] for row in rows] == [8, 8, 2, 8, 2]
+
+
+def test_granularities_and_schedules(capsys):
+    options = step_cost.parse(
+        "--granularities row,block --schedules parallel,product --solvers ap,cp,sweep".split()
+    )
+    kinds = step_cost.kinds(options)
+    ways = [(g, s) for g in ("row", "block") for s in ("parallel", "product")]
+    assert [k[1:3] for k in kinds if k.method == "ap" and not k.copies] == ways
+    assert [k[1:3] for k in kinds if k.method == "cp"] == [("row", "cyclic"), ("block", "cyclic")]
+    assert [k for k in kinds if k.method == "sweep"] == [("sweep", None, "sweep", False)]
+    with pytest.raises(SystemExit):
+        step_cost.parse(["--granularities", "rows"])
+    assert "rows: choose from row, block" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("loose_promotion")
@@ -36,7 +56,7 @@ def test_every_model_can_be_timed(model, capsys):
     assert step_cost.main(["--model", *model.split(), *small.split()]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith(model[:3]) and printed[-1].startswith("ap-momentum")
-    assert len(printed) == 6  # Nothing on explicit copies.
+    assert len(printed) == 7  # Nothing on explicit copies.
 
 
 def test_unknown_solvers_are_refused(capsys):
