@@ -249,7 +249,10 @@ class CyclicDouglasRachford(Solver):
 class Accelerated(Solver):
     """A solver whose steps are accelerated, as updates are by the ``acceleration`` of `project`.
 
-    The acceleration begins anew with every update, and its memory is part of the carry.
+    The acceleration begins anew with every update, and its memory is part of the carry. It is at
+    its best with alternating projections, whose steps go one way. Governing points circle around
+    what they look for: on MNIST, by blocks, Douglas–Rachford reached 93.4 % after 30 batches of 20
+    steps by itself, 92.2 % with ``Anderson()``, and nothing with ``Momentum(0.9, restart=True)``.
 
     Args:
         solver: what makes the steps.
