@@ -20,7 +20,7 @@ from benchmarks import arguments
 from benchmarks.methods import SOLVERS, project, setting
 from benchmarks.models import MODELS
 from benchmarks.running import attempt
-from benchmarks.step_cost import adam, projections, random_batch
+from benchmarks.step_cost import Kind, adam, projections, random_batch
 from benchmarks.tables import format_table, write_json
 
 COLUMNS = {
@@ -82,7 +82,8 @@ def measure(case: Case, options: argparse.Namespace) -> tuple[float, ...]:
     name, steps = options.solver, SOLVERS[options.solver]().default_steps
     projected = project(name, setting(name, case.model), steps=steps)
     # All steps of an update count as one.
-    ours = projections(name, projected, False, model(), x, y, steps=1)
+    kind = Kind(name, schedule=SOLVERS[name]().schedules[0], copies=False)
+    ours = projections(kind, projected, model(), x, y, steps=1)
     theirs = adam("adam", model(), x, y, None)
     for _ in range(options.repeats):
         for subject in (ours, theirs):

@@ -77,14 +77,7 @@ class Subject:
         self.kind, self.steps, self.sequence = kind, steps, sequence
         self.seconds: list[float] = []
         self._update = update
-        # A block's conjugate gradients are the only loop whose length is not known.
-        arrays, static = eqx.partition(carry, eqx.is_array)
-
-        def counted(arrays: Any) -> Any:
-            return eqx.filter(update(eqx.combine(arrays, static)), eqx.is_array)
-
-        count = operations(counted, arrays, limit=pjax.Block().iterations)
-        self.flops = None if count is None else count / steps
+        self._shapes = jax.tree.map(_shape_of, carry)
         before = time.perf_counter()
         compiled = lower(carry).compile()
         self.compile_seconds = time.perf_counter() - before
@@ -99,10 +92,27 @@ class Subject:
         self._carry = jax.block_until_ready(self._update(self._carry))
         self.seconds.append((time.perf_counter() - before) / self.steps)
 
-    def row(self, reference: "Subject", rate: float) -> dict[str, Any]:
-        """The subject's line of the table; ``rate`` is the machine's, in operations a second."""
+    def flops(self) -> float | None:
+        """The operations of a step, if XLA counts them."""
+        arrays, static = eqx.partition(self._shapes, _is_shape)
+
+        def counted(arrays: Any) -> Any:
+            return eqx.filter(self._update(eqx.combine(arrays, static)), eqx.is_array)
+
+        # A block's conjugate gradients are the only loop whose length is not known.
+        count = operations(counted, arrays, limit=pjax.Block().iterations)
+        return None if count is None else count / self.steps
+
+    def row(self, reference: "Subject", rate: float | None = None) -> dict[str, Any]:
+        """The subject's line of the table.
+
+        Args:
+            reference: what the others are compared to.
+            rate: the machine's, in operations a second; without it, none are counted.
+        """
         name, granularity, schedule, copies = self.kind
         seconds = statistics.median(self.seconds)
+        flops = self.flops() if rate else None
         values = (
             name,
             granularity,
@@ -113,12 +123,20 @@ class Subject:
             seconds / statistics.median(reference.seconds),
             self.bytes / 2**20,
             self.bytes / reference.bytes,
-            None if self.flops is None else self.flops / 1e6,
-            None if self.flops is None else self.flops / seconds / rate,
+            flops / 1e6 if flops is not None else None,
+            flops / seconds / rate if flops is not None and rate else None,
             self.sequence,
             self.compile_seconds,
         )
         return dict(zip(COLUMNS, values, strict=True))
+
+
+def _shape_of(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if eqx.is_array(leaf) else leaf
+
+
+def _is_shape(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -225,7 +243,7 @@ def projections(kind: Kind, projected: Any, model: Any, x, y, steps: int) -> Sub
 
 
 def repeated(
-    kind: Kind, step: Any, model: Any, state: Any, x, y, steps: int | None, chain: int
+    kind: Kind, step: Any, model: Any, state: Any, x, y, steps: int | None, chain: int | None
 ) -> Subject:
     """``steps`` updates of a model in a scan, or one update in a call of its own."""
     params, static = eqx.partition(model, eqx.is_array)
@@ -240,11 +258,11 @@ def repeated(
 
     jitted = jax.jit(update, donate_argnums=0)
     run, lower = (lambda carry: jitted(carry, x, y)), (lambda carry: jitted.lower(carry, x, y))
-    return Subject(kind, steps or 1, (params, state), run, lower, 2 * chain)
+    return Subject(kind, steps or 1, (params, state), run, lower, chain and 2 * chain)
 
 
-def adam(name: str, model: Any, x, y, steps: int | None, chain: int) -> Subject:
-    """Steps of Adam."""
+def adam(name: str, model: Any, x, y, steps: int | None, chain: int | None = None) -> Subject:
+    """Steps of Adam; ``chain`` is how many operations of a forward pass wait for one another."""
     optimizer = optax.adam(1e-3)
     state = optimizer.init(eqx.filter(model, eqx.is_array))
     return repeated(Kind(name), adam_step(optimizer), model, state, x, y, steps, chain)
