@@ -61,12 +61,12 @@ class Dataset(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """Tells data apart that are read by the same name: shapes, labels and some of the inputs."""
+        """Tells data apart that have one name: made of shapes, labels and some of the inputs."""
         found = hashlib.sha256()
         for array in self:
             some = array if array.ndim == 1 else array[:: max(1, len(array) // 1000)]
             found.update(f"{array.shape} {array.dtype}".encode())
-            found.update(np.ascontiguousarray(some))
+            found.update(some.tobytes())
         return found.hexdigest()[:12]
 
 
@@ -101,7 +101,7 @@ def mnist(data_dir: Path | None = None, length: int = 64) -> Dataset:
 
 
 def cifar10(data_dir: Path | None = None, length: int = 64) -> Dataset:
-    """CIFAR-10 from its binary version's six files, in ``data_dir`` or in their own folder in it."""
+    """CIFAR-10 from its binary version's six files, in ``data_dir`` or in their folder in it."""
     folder = _folder("cifar10", "cifar-10-batches-bin", data_dir)
     batches = [read_cifar(folder / f"data_batch_{i}.bin") for i in range(1, 6)]
     batches = [tuple(map(np.concatenate, zip(*batches, strict=True)))]
@@ -117,7 +117,7 @@ def cifar10(data_dir: Path | None = None, length: int = 64) -> Dataset:
 
 
 def higgs(data_dir: Path | None = None, length: int = 64) -> Dataset:
-    """HIGGS from its table, ``HIGGS.csv.gz`` or a subset ``HIGGS*.csv[.gz]``, in or below ``data_dir``.
+    """HIGGS from its table ``HIGGS*.csv[.gz]``, in ``data_dir`` or in its folder ``higgs``.
 
     Of the whole set the last 500,000 rows are held out, as its publisher says; a subset is shuffled
     by a fixed seed, and its last 2,000 rows are.
