@@ -19,40 +19,24 @@ import signal
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
 import pjax_trace as pjax
-from benchmarks import arguments, flops
-from benchmarks.data import DATASETS, DataError, Parts, batches, hold_out, load
-from benchmarks.methods import SOLVERS, Method, adam, default, projections, sgd
+from benchmarks import flops
+from benchmarks.data import DataError, Parts, batches, hold_out, load
+from benchmarks.methods import Method, adam, default, projections, sgd
 from benchmarks.models import MODELS
+from benchmarks.options import CONFIGURATION, TITLES, parse
 from benchmarks.records import RecordError, Records, run_id
-from benchmarks.running import accuracy, add_setting, chosen_setting, complete_setting
-from benchmarks.runs import Run, Task, best, begin, train
-from benchmarks.tables import format_table
+from benchmarks.running import accuracy, chosen_setting
+from benchmarks.runs import Run, Task, begin, best, train
+from benchmarks.tables import format_table, spread
 
-__all__ = ["COLUMNS", "CONFIGURATION", "main"]
+__all__ = ["COLUMNS", "main"]
 
-GRADIENTS = {"sgd": sgd, "adam": adam}
-CLASSICAL = tuple(name for name in SOLVERS if name != "sweep")
-OPTIMIZERS = (*GRADIENTS, *CLASSICAL, "default")
-MODEL_TYPES = {"mlp": [128], "cnn": [16, 32], "rnn": [128]}  # With their hidden features.
-RATES = {"sgd": [0.01, 0.03, 0.1, 0.3], "adam": [3e-4, 1e-3, 3e-3, 1e-2]}
-FIXED_RATES = {"sgd": 0.03, "adam": 1e-3}
-TITLES = {"mnist": "MNIST", "cifar10": "CIFAR10", "higgs": "HIGGS"}
-
-# What decides what comes of a run: the options of these names, and the data.
-CONFIGURATION = (
-    *("dataset", "data", "model_type", "hidden_features", "skip", "margin_loss", "seq_len"),
-    *("optimizer", "batch_size", "learning_rate", "tune", "tune_steps"),
-    *("steps_per_update", "granularity", "schedule", "dm_beta"),
-    *("lam", "weight_parameters", "weight_hidden", "weight_outputs"),
-    *("patience", "eval_every", "max_steps", "max_seconds", "seed"),
-)
 RESULTS = (
     *("validation", "test", "validation_averaged", "test_averaged"),
     *("best_update", "best_update_averaged", "updates", "samples", "flops", "ended"),
@@ -63,11 +47,9 @@ COLUMNS = ("run", *CONFIGURATION, *RESULTS)
 SUMMARY = {
     "": "",
     "runs": "d",
-    "test [%]": ".2f",
-    "± ": ".2f",
-    "averaged [%]": ".2f",
-    "±": ".2f",
-    "validation [%]": ".2f",
+    "test [%]": "",
+    "averaged [%]": "",
+    "validation [%]": "",
     "updates": ".0f",
     "training [s]": ".1f",
     "compilation [s]": ".1f",
@@ -76,7 +58,7 @@ SUMMARY = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    options = parse(argv)
+    options = parse(argv, __doc__)
     try:
         parts = read(options)
         options.data = parts.data.fingerprint
@@ -230,8 +212,8 @@ def method(options: argparse.Namespace, rate: float | None) -> Method:
     loss = "margin" if options.margin_loss else "cross_entropy"
     if name == "default":
         return default(loss)
-    if name in GRADIENTS:
-        return GRADIENTS[name](rate, loss)
+    if rate is not None:
+        return {"sgd": sgd, "adam": adam}[name](rate, loss)
     return projections(
         name,
         chosen_setting(options),
@@ -243,9 +225,7 @@ def method(options: argparse.Namespace, rate: float | None) -> Method:
     )
 
 
-def tuned(
-    options: argparse.Namespace, parts: Parts, records: Records
-) -> tuple[float, float]:
+def tuned(options: argparse.Namespace, parts: Parts, records: Records) -> tuple[float, float]:
     """The learning rate that is best in validation after a short run, and the seconds of all runs.
 
     The runs have the seed 0, so that every run of a configuration has the same rate; what was found
@@ -279,154 +259,21 @@ def summary(rows: Sequence[dict[str, str]]) -> dict[str, Any]:
     def numbers(name: str) -> list[float]:
         return [float(row[name]) for row in rows if row[name]]
 
-    def mean(name: str, scale: float = 1.0) -> float | None:
-        return scale * statistics.mean(numbers(name)) if numbers(name) else None
-
-    def deviation(name: str) -> float | None:
-        return 100 * statistics.stdev(numbers(name)) if len(numbers(name)) > 1 else None
+    def mean(name: str) -> float | None:
+        return statistics.mean(numbers(name)) if numbers(name) else None
 
     first = rows[0]
     values = (
         f"{first['dataset']}, {first['model_type']}, {first['optimizer']}",
         len(rows),
-        mean("test", 100),
-        deviation("test"),
-        mean("test_averaged", 100),
-        deviation("test_averaged"),
-        mean("validation", 100),
+        spread(numbers("test")),
+        spread(numbers("test_averaged")),
+        spread(numbers("validation")),
         mean("updates"),
         mean("train_seconds"),
         mean("compile_seconds"),
     )
     return dict(zip(SUMMARY, values, strict=True))
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command's options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.comparison",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    counts = {"type": arguments.count}
-    named = {name.lower(): name for name in TITLES.values()}
-    add(
-        "--dataset",
-        type=str.lower,
-        choices=DATASETS,
-        metavar="{" + ",".join(named.get(name, name) for name in DATASETS) + "}",
-        default="digits",
-        help="what to learn (digits)",
-    )
-    add("--data-dir", type=Path, help="folder of the data files; digits needs none")
-    add("--download", action="store_true", help="fetch from OpenML what --data-dir has not")
-    add("--model-type", choices=MODEL_TYPES, help="what learns it (rnn for shakespeare, else mlp)")
-    sizes = "(mlp: 128, cnn: 16 32, rnn: 128)"
-    add("--hidden-features", nargs="+", **counts, help=f"sizes of the hidden layers {sizes}")
-    add("--skip", action="store_true", help="layers with as many inputs as outputs add to these")
-    add("--margin-loss", action="store_true", help="a margin of 1 instead of the cross-entropy")
-    add("--seq-len", **counts, help="characters of a sample of text (64)")
-    add("--optimizer", choices=OPTIMIZERS, default="default", help="what trains it (default)")
-    add("--batch-size", **counts, default=256, help="samples a batch (256)")
-    rates = ", ".join(f"{name} {rate:g}" for name, rate in FIXED_RATES.items())
-    add("--learning-rate", type=arguments.positive, help=f"of sgd and adam ({rates})")
-    grid = "; ".join(" ".join(f"{r:g}" for r in rates) for rates in RATES.values())
-    add(
-        "--tune",
-        nargs="*",
-        type=arguments.positive,
-        metavar="RATE",
-        help=f"choose the rate of sgd or adam by short runs, of these if some are given ({grid})",
-    )
-    add("--tune-steps", **counts, help="updates of each of these runs (200)")
-    add("--steps-per-update", **counts, help="of classical solvers (50)")
-    add("--granularity", choices=["row", "block"], help="of classical solvers (row)")
-    schedules = ["parallel", "product", "sweep", "cyclic"]
-    add("--schedule", choices=schedules, help="what is projected together (what the solver has)")
-    add("--dm-beta", type=float, help="of the difference map (0.8)")
-    add_setting(parser)
-    add("--num-runs", **counts, default=1, help="with seeds one after the other (1)")
-    add("--seed", type=int, default=0, help="of the start and the batches of the first run (0)")
-    add("--eval-every", **counts, default=20, help="updates between measurements (20)")
-    add("--patience", **counts, help="end after so many measurements of which none is the best")
-    add("--max-steps", **counts, default=1000, help="updates at most (1000)")
-    add("--max-seconds", type=arguments.positive, help="of training at most; not repeatable then")
-    log = {"type": arguments.output_file, "default": "results.csv"}
-    add("--log-file", **log, help="table that finished runs are added to (results.csv)")
-    add("--resume", action="store_true", help="leave out finished runs, go on with started ones")
-    given = list(map(hyphenated, sys.argv[1:] if argv is None else argv))
-    options = parser.parse_args(given)
-    complete(options, parser)
-    return options
-
-
-def hyphenated(argument: str) -> str:
-    """An option written with underscores as it is with hyphens."""
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
-
-
-def complete(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Give options that were left out their values; refuse those that do not go together."""
-    text, optimizer = options.dataset == "shakespeare", options.optimizer
-    options.model_type = options.model_type or ("rnn" if text else "mlp")
-    if not MODELS[options.model_type].can_read(options.dataset):
-        parser.error(f"--model-type {options.model_type} cannot read --dataset {options.dataset}")
-    if options.seq_len and not text:
-        parser.error(f"--seq-len is for texts, not for --dataset {options.dataset}")
-    options.seq_len = (options.seq_len or 64) if text else None
-    options.hidden_features = options.hidden_features or MODEL_TYPES[options.model_type]
-
-    def refuse(name: str, reason: str) -> None:
-        value = getattr(options, name)
-        if value is not None and value is not False:
-            option = "--" + name.replace("_", "-")
-            parser.error(f"{option} is not for --optimizer {optimizer}: {reason}")
-
-    if optimizer not in GRADIENTS:
-        for name in ("learning_rate", "tune"):
-            refuse(name, "it has no learning rate")
-    if optimizer not in CLASSICAL:
-        swept = "a sweep is one step with blocks and a metric of its own"
-        reason = swept if optimizer == "default" else "it makes no projections"
-        for name in ("steps_per_update", "granularity", "lam", "weight_parameters"):
-            refuse(name, reason)
-        for name in ("weight_hidden", "weight_outputs"):
-            refuse(name, reason)
-    if optimizer != "dm":
-        refuse("dm_beta", "it is the difference map's")
-    schedules = solver_schedules(optimizer)
-    if options.schedule not in (None, *schedules):
-        refuse("schedule", f"it has {' and '.join(schedules) or 'none'}")
-    if options.tune is None:
-        if options.tune_steps:
-            parser.error("--tune-steps is for --tune")
-    elif options.learning_rate:
-        parser.error("--learning-rate gives one rate and --tune chooses one: leave one out")
-    else:
-        options.tune = options.tune or RATES[optimizer]
-        options.tune_steps = min(options.tune_steps or 200, options.max_steps)
-    if optimizer in GRADIENTS and options.tune is None:
-        options.learning_rate = options.learning_rate or FIXED_RATES[optimizer]
-    if optimizer in CLASSICAL:
-        options.steps_per_update = options.steps_per_update or SOLVERS[optimizer]().default_steps
-        options.granularity = options.granularity or "row"
-        complete_setting(options, optimizer, options.model_type)
-        if options.margin_loss:
-            options.lam = None
-    options.schedule = options.schedule or next(iter(schedules), None)
-    if options.dm_beta is not None and not options.dm_beta:
-        parser.error("--dm-beta must not be 0")
-    if optimizer == "dm":
-        options.dm_beta = options.dm_beta or SOLVERS["dm"]().beta
-
-
-def solver_schedules(optimizer: str) -> tuple[str, ...]:
-    """The schedules that an optimizer has, its own first; gradients have none."""
-    if optimizer in GRADIENTS:
-        return ()
-    return SOLVERS["sweep" if optimizer == "default" else optimizer]().schedules
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def gru(key: PRNGKeyArray, sizes: Sequence[int]) -> Recurrent:
 
 
 class TanhLayer(eqx.Module):
-    """``h_t = tanh(W x_t + U h_{t-1} + b)`` from zeros on; a skip adds ``x_t`` to what comes out."""
+    """``h_t = tanh(W x_t + U h_{t-1} + b)`` from zeros on; a skip adds ``x_t`` to the output."""
 
     inputs: eqx.nn.Linear
     recurrence: eqx.nn.Linear

@@ -1,9 +1,9 @@
-"""What is kept of runs: a table of those that are finished, and a file for each, whole or not there.
+"""What is kept of runs: a table of those that are finished, and a file for each of them.
 
 Rows go into a CSV file, one for every finished run, behind a lock that other processes respect. In
 a folder beside it, named for it, every run has a file with its figures so far and its arrays; it is
 a checkpoint while the run goes on, and holds the trained parameters once it is over. Files are
-written beside their places and moved there, so that who is killed leaves no half of one.
+written beside their places and moved there, so that who is killed leaves none half written.
 """
 
 import csv
@@ -18,7 +18,7 @@ from typing import Any
 
 import equinox as eqx
 
-__all__ = ["RecordError", "Records", "read_rows", "run_id"]
+__all__ = ["RecordError", "Records", "run_id"]
 
 _MAGIC = b"pjax-trace run, version 1, sha256 "
 
@@ -53,7 +53,25 @@ class Records:
         Raises:
             RecordError: as the class.
         """
-        return read_rows(self.path, self.columns)
+        try:
+            text = self.path.read_text(encoding="utf-8")
+            lines = list(csv.reader(io.StringIO(text, newline="")))
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise RecordError(f"{self.path} cannot be read as a table: {error}") from error
+        if lines and lines[0] != self.columns:
+            raise RecordError(
+                f"{self.path} is another table than that of this command, or of another version of "
+                "it; choose another file"
+            )
+        wide = len(self.columns)
+        for i, line in enumerate(lines):
+            if len(line) != wide:
+                raise RecordError(
+                    f"{self.path} is damaged: row {i} has {len(line)} of {wide} cells"
+                )
+        return [dict(zip(self.columns, line, strict=True)) for line in lines[1:]]
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row; of processes that do so at once, all rows are kept.
@@ -123,32 +141,6 @@ class Records:
             )
         figures, _, arrays = content.partition(b"\n")
         return json.loads(figures), io.BytesIO(arrays)
-
-
-def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, str]]:
-    """The rows of a table.
-
-    Raises:
-        RecordError: if it is damaged, or has other columns than those.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        if columns is None:
-            raise RecordError(f"{path} is missing") from None
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} cannot be read as a table: {error}") from error
-    lines = list(csv.reader(io.StringIO(text, newline="")))
-    if not lines and columns is not None:
-        return []
-    header = lines[0] if lines else []
-    if header != columns and (columns is not None or "run" not in header):
-        raise RecordError(f"{path} is a table of another kind; choose another file")
-    for i, line in enumerate(lines):
-        if len(line) != len(header):
-            raise RecordError(f"{path} is damaged: row {i} has {len(line)} of {len(header)} cells")
-    return [dict(zip(header, line, strict=True)) for line in lines[1:]]
 
 
 def _cell(value: Any) -> Any:

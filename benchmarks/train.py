@@ -40,6 +40,7 @@ COLUMNS = {
     "samples": "d",
 }
 
+
 @dataclass
 class Record:
     """All that is known of a run so far: an interrupted one is reported like any other."""
