@@ -128,6 +128,8 @@ def compare(options: argparse.Namespace, seed: int, parts: Parts, records: Recor
     found = records.figures(name) if options.resume and records.file(name).exists() else None
     if found is not None and found["configuration"] != config:
         raise RecordError(f"{records.file(name)} is of another configuration; remove it")
+    if not options.resume and records.file(name).exists():
+        print(f"run {name}, seed {seed}: starts over, without --resume", file=sys.stderr)
     rate, tuning = options.learning_rate, 0.0
     if found is not None:
         rate, tuning = found["learning_rate"], found["tune_seconds"]

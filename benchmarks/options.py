@@ -140,9 +140,10 @@ def complete(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
     if optimizer in CLASSICAL:
         options.steps_per_update = options.steps_per_update or SOLVERS[optimizer]().default_steps
         options.granularity = options.granularity or "row"
+        if options.margin_loss and options.lam:
+            parser.error("--lam is not for --margin-loss: the margin is a set")
         complete_setting(options, optimizer, options.model_type)
-        if options.margin_loss:
-            options.lam = None
+        options.lam = None if options.margin_loss else options.lam
     options.schedule = options.schedule or next(iter(schedules), None)
     if options.dm_beta is not None and not options.dm_beta:
         parser.error("--dm-beta must not be 0")

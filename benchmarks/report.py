@@ -133,8 +133,8 @@ def markdown(found: Sequence[Network]) -> str:
                 row = group.runs[0].row
                 how = ", ".join(f"{name} {row[name]}" for name in HOW[1:] if row[name])
                 notes.append(
-                    f"{network.title}, {optimizer}: of {1 + group.others} configurations that which "
-                    f"is best in validation, {how}."
+                    f"{network.title}, {optimizer}: the best in validation of "
+                    f"{1 + group.others} configurations, {how}."
                 )
     counts = sorted({len(g.runs) for network in found for g in network.groups.values()})
     runs = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
