@@ -50,7 +50,8 @@ class Group(NamedTuple):
         """What a table shows of it."""
         accuracies = spread(self.values("test")), spread(self.values("test_averaged"))
         shown = ", ".join(filter(None, accuracies))
-        return f"{shown}; {statistics.mean(self.values('train_seconds')):.3g} s"
+        seconds = statistics.mean(self.values("train_seconds"))
+        return f"{shown}; {seconds:.{1 if seconds < 100 else 0}f} s"
 
 
 class Network(NamedTuple):
@@ -84,6 +85,8 @@ def finished(path: Path) -> list[Finished]:
     if not path.exists():
         raise RecordError(f"{path} is missing: expected what benchmarks.comparison wrote")
     records = Records(path, COLUMNS)
+    if not records.rows():
+        raise RecordError(f"{path} holds no runs")
     return [Finished(row, records) for row in {row["run"]: row for row in records.rows()}.values()]
 
 
