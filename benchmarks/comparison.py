@@ -126,7 +126,7 @@ def compare(options: argparse.Namespace, seed: int, parts: Parts, records: Recor
         print(f"run {name}, seed {seed}: finished already", file=sys.stderr)
         return name
     found = records.figures(name) if options.resume and records.file(name).exists() else None
-    if found is not None and found["configuration"] != config:
+    if found is not None and found.get("configuration") != config:
         raise RecordError(f"{records.file(name)} is of another configuration; remove it")
     if not options.resume and records.file(name).exists():
         print(f"run {name}, seed {seed}: starts over, without --resume", file=sys.stderr)
@@ -141,7 +141,6 @@ def compare(options: argparse.Namespace, seed: int, parts: Parts, records: Recor
     if found is None:
         batch = next(batches(parts.data.train_x, parts.data.train_y, options.batch_size, seed))
         assert task.method.step is not None
-        # Traced with the true arrays: their shapes count.
         fixed["flops"] = flops.count(task.method.step, run.model, run.state, *batch)
     else:
         run.restore(*records.load(name, run.arrays))

@@ -1,10 +1,12 @@
 """The options of ``benchmarks.comparison``: what they are, and which of them go together."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pjax_trace as pjax
 from benchmarks import arguments
 from benchmarks.data import DATASETS
 from benchmarks.methods import SOLVERS
@@ -105,6 +107,8 @@ def complete(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         parser.error(f"--model-type {options.model_type} cannot read --dataset {options.dataset}")
     if options.seq_len and not text:
         parser.error(f"--seq-len is for texts, not for --dataset {options.dataset}")
+    if options.seed < 0:
+        parser.error("--seed must not be negative")
     options.seq_len = (options.seq_len or 64) if text else None
     options.hidden_features = options.hidden_features or MODEL_TYPES[options.model_type]
 
@@ -145,10 +149,10 @@ def complete(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         complete_setting(options, optimizer, options.model_type)
         options.lam = None if options.margin_loss else options.lam
     options.schedule = options.schedule or next(iter(schedules), None)
-    if options.dm_beta is not None and not options.dm_beta:
-        parser.error("--dm-beta must not be 0")
-    if optimizer == "dm":
-        options.dm_beta = options.dm_beta or SOLVERS["dm"]().beta
+    if optimizer == "dm" and options.dm_beta is None:
+        options.dm_beta = pjax.DifferenceMap().beta
+    elif options.dm_beta is not None and not 0 < abs(options.dm_beta) < math.inf:
+        parser.error("--dm-beta must be finite and not 0")
 
 
 def solver_schedules(optimizer: str) -> tuple[str, ...]:

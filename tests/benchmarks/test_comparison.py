@@ -80,7 +80,8 @@ def test_what_is_left_out_has_values(given, expected):
         ("--optimizer adam --steps-per-update 5", "adam: it makes no projections"),
         ("--granularity block", "--granularity is not for --optimizer default: a sweep"),
         ("--optimizer dr --dm-beta 0.5", "it is the difference map's"),
-        ("--optimizer dm --dm-beta 0", "--dm-beta must not be 0"),
+        ("--optimizer dm --dm-beta 0", "--dm-beta must be finite and not 0"),
+        ("--seed -1", "--seed must not be negative"),
         (
             "--optimizer cp --schedule parallel",
             "--schedule is not for --optimizer cp: it has cyclic",
