@@ -21,7 +21,7 @@ import optax
 
 import pjax_trace as pjax
 from benchmarks import arguments
-from benchmarks.methods import COPY_FREE, SOLVERS, adam_step, project, setting
+from benchmarks.methods import COPY_FREE, SOLVERS, gradient_step, project, setting
 from benchmarks.models import MODELS
 from benchmarks.tables import format_table, write_json
 
@@ -177,7 +177,7 @@ def adam(name: str, model: Any, x, y, steps: int | None) -> Subject:
     """Steps of Adam."""
     optimizer = optax.adam(1e-3)
     state = optimizer.init(eqx.filter(model, eqx.is_array))
-    return repeated(name, None, adam_step(optimizer), model, state, x, y, steps)
+    return repeated(name, None, gradient_step(optimizer), model, state, x, y, steps)
 
 
 def sweeps(name: str, projected: Any, model: Any, x, y, steps: int) -> Subject:
