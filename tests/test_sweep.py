@@ -315,7 +315,7 @@ def test_learns_below_what_has_no_derivative(activation):
         return pjax.losses.cross_entropy(activation(x @ w) @ frozen, labels)
 
     # What a choice between constants is said to gain is no derivative, so there is no share of it.
-    train = pjax.project(fit, solver=pjax.Sweep(trust=1e-2, share=None))
+    train = pjax.project(fit, solver=pjax.Sweep(trust=1e-2, damping=10.0, share=None))
     w = 0.5 * normal(2, 8, 32)
     before, state = float(fit(w, x, labels)), train.init(w)
     for _ in range(60):
