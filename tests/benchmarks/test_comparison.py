@@ -163,7 +163,7 @@ def test_other_models(run, model, tmp_path):
         assert status == 0
 
 
-ADAM = ["--optimizer", "adam", "--max-steps", "400", "--eval-every", "2"]
+ADAM = ["--optimizer", "adam", "--max-steps", "200", "--eval-every", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_killed_and_resumed_is_as_unbroken_bit_for_bit(run, unbroken, tmp_path, 
     root = Path(__file__).resolve().parents[2]
     process = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL)
     records, (wanted,) = records_of(tmp_path), records_of(unbroken).rows()
-    updates = chance.randrange(2, 250)
+    updates = chance.randrange(2, 120)
     while reached(records, wanted["run"]) < updates:
         assert process.poll() is None
         time.sleep(0.001)
@@ -202,7 +202,7 @@ def test_killed_and_resumed_is_as_unbroken_bit_for_bit(run, unbroken, tmp_path, 
     )
     assert arrays == others  # Of parameters, state and both best ones.
     seen, there = ([p[:1] + p[2:] for p in f["history"]] for f in (figures, expected))
-    assert seen == there and len(seen) == 201
+    assert seen == there and len(seen) == 101
 
 
 def reached(records: Records, name: str) -> int:

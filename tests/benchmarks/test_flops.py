@@ -29,9 +29,5 @@ def test_steps_of_methods_can_be_counted():
     with jax.numpy_dtype_promotion("standard"):
         step = adam(1e-3)
         assert step.step and products < count(step.step, model, step.init(model), x, y)
-    counts = []
-    for steps in (2, 102):
-        ap = projections("ap", setting("ap", "mlp"), steps=steps)
-        assert ap.step
-        counts.append(count(ap.step, model, ap.init(model), x, y))
-    assert counts[1] - counts[0] > 100 * products
+    ap = projections("ap", setting("ap", "mlp"), steps=100)
+    assert ap.step and count(ap.step, model, ap.init(model), x, y) > 100 * products
