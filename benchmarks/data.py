@@ -1,37 +1,52 @@
 """Data sets in their publishers' formats, and the batches that training draws from them."""
 
-import gzip
-import math
-import zlib
+import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Shaped, UInt8
+from jaxtyping import Int32, Shaped
+
+from benchmarks.download import fetch
+from benchmarks.formats import (
+    DataError,
+    MissingError,
+    higgs_file,
+    note,
+    read_cifar,
+    read_higgs,
+    read_idx,
+    read_text,
+)
 
 __all__ = [
     "DATASETS",
     "IMAGES",
     "DataError",
     "Dataset",
+    "Parts",
     "batches",
+    "cifar10",
     "digits",
+    "higgs",
+    "hold_out",
     "load",
     "mnist",
     "shakespeare",
 ]
 
-
-class DataError(Exception):
-    """A data file is missing or unreadable, or does not hold what it should."""
+_HIGGS_ROWS, _HIGGS_TEST, _HIGGS_SUBSET_TEST = 11_000_000, 500_000, 2_000
+_VALIDATION_SEED, _VALIDATION_MOST = 0, 10_000  # Of all runs the same, whatever their seeds.
 
 
 class Dataset(NamedTuple):
     """Inputs and integer labels, split once and for all.
 
-    Images are float32 ``[1, height, width]`` in [0, 1], each with one label; sequences are int32
-    ``[length]`` with a label for every element.
+    Images are float32 ``[channels, height, width]`` in [0, 1] and rows of a table float32
+    ``[features]``, each with one label; sequences are int32 ``[length]`` with a label for every
+    element.
     """
 
     train_x: Shaped[np.ndarray, "train ..."]
@@ -43,6 +58,16 @@ class Dataset(NamedTuple):
     def classes(self) -> int:
         """How many labels there are."""
         return 1 + int(max(self.train_y.max(), self.test_y.max()))
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells data apart that have one name: made of shapes, labels and some of the inputs."""
+        found = hashlib.sha256()
+        for array in self:
+            some = array if array.ndim == 1 else array[:: max(1, len(array) // 1000)]
+            found.update(f"{array.shape} {array.dtype}".encode())
+            found.update(some.tobytes())
+        return found.hexdigest()[:12]
 
 
 def digits(data_dir: Path | None = None, length: int = 64) -> Dataset:
@@ -59,12 +84,12 @@ def digits(data_dir: Path | None = None, length: int = 64) -> Dataset:
 
 def mnist(data_dir: Path | None = None, length: int = 64) -> Dataset:
     """MNIST from its four gzipped idx files, in ``data_dir`` or in its folder ``mnist``."""
-    folder = _folder("mnist", data_dir)
+    folder = _folder("mnist", "mnist", data_dir)
     parts: list[np.ndarray] = []
     for name in ("train", "t10k"):
         images_file = folder / f"{name}-images-idx3-ubyte.gz"
         labels_file = folder / f"{name}-labels-idx1-ubyte.gz"
-        images, labels = _read_idx(images_file, ndim=3), _read_idx(labels_file, ndim=1)
+        images, labels = read_idx(images_file, ndim=3), read_idx(labels_file, ndim=1)
         if len(images) != len(labels):
             raise DataError(
                 f"{images_file} holds {len(images)} images, but {labels_file} {len(labels)} labels"
@@ -75,19 +100,52 @@ def mnist(data_dir: Path | None = None, length: int = 64) -> Dataset:
     return Dataset(*parts)
 
 
+def cifar10(data_dir: Path | None = None, length: int = 64) -> Dataset:
+    """CIFAR-10 from its binary version's six files, in ``data_dir`` or in their folder in it."""
+    folder = _folder("cifar10", "cifar-10-batches-bin", data_dir)
+    batches = [read_cifar(folder / f"data_batch_{i}.bin") for i in range(1, 6)]
+    batches = [tuple(map(np.concatenate, zip(*batches, strict=True)))]
+    batches.append(read_cifar(folder / "test_batch.bin"))
+    parts: list[np.ndarray] = []
+    for images, labels in batches:
+        parts += [np.float32(images) / 255, labels.astype(np.int32)]
+    data = Dataset(*parts)
+    counts = len(data.train_x), len(data.test_x)
+    if counts != (50_000, 10_000):
+        note(f"{folder} holds {counts[0]} + {counts[1]} images of CIFAR-10's 50000 + 10000")
+    return data
+
+
+def higgs(data_dir: Path | None = None, length: int = 64) -> Dataset:
+    """HIGGS from its table ``HIGGS*.csv[.gz]``, in ``data_dir`` or in its folder ``higgs``.
+
+    Of the whole set the last 500,000 rows are held out, as its publisher says; a subset is shuffled
+    by a fixed seed, and its last 2,000 rows are.
+    """
+    path = higgs_file(_folder("higgs", "higgs", data_dir))
+    return _split_higgs(*read_higgs(path), str(path))
+
+
+def _split_higgs(x: np.ndarray, y: np.ndarray, where: str) -> Dataset:
+    if len(x) == _HIGGS_ROWS:
+        held = _HIGGS_TEST
+    else:
+        held, order = _HIGGS_SUBSET_TEST, np.random.default_rng(0).permutation(len(x))
+        x, y = x[order], y[order]
+        if len(x) <= held:
+            raise DataError(f"{where} holds {len(x)} rows; the last {held} are to test on")
+        note(f"{where} holds {len(x)} rows of HIGGS's {_HIGGS_ROWS}")
+    return Dataset(x[:-held], y[:-held], x[-held:], y[-held:])
+
+
 def shakespeare(data_dir: Path | None = None, length: int = 64) -> Dataset:
     """Text from ``input.txt``, in ``data_dir`` or in its folder ``shakespeare``; labels come next.
 
     Characters are numbered in sorted order. The first 80 % are trained on, in sequences from every
     offset (views of one text); the rest is held out, cut into sequences that do not overlap.
     """
-    path = _folder("shakespeare", data_dir) / "input.txt"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: expected a text to learn from") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as text: {error}") from error
+    path = _folder("shakespeare", "shakespeare", data_dir) / "input.txt"
+    text = read_text(path)
     _, numbers = np.unique(np.frombuffer(text.encode("utf-32-le"), "<u4"), return_inverse=True)
     train, test = np.split(numbers.astype(np.int32), [len(numbers) * 4 // 5])
     if min(len(train), len(test)) <= length:
@@ -102,18 +160,76 @@ def shakespeare(data_dir: Path | None = None, length: int = 64) -> Dataset:
 DATASETS: dict[str, Callable[[Path | None, int], Dataset]] = {
     "digits": digits,
     "mnist": mnist,
+    "cifar10": cifar10,
+    "higgs": higgs,
     "shakespeare": shakespeare,
 }
-IMAGES = ("digits", "mnist")
+IMAGES = ("digits", "mnist", "cifar10")
+_STANDARDISED = ("cifar10", "higgs")
 
 
-def load(name: str, data_dir: Path | None = None, length: int = 64) -> Dataset:
+def load(
+    name: str, data_dir: Path | None = None, length: int = 64, *, download: bool = False
+) -> Dataset:
     """The data set of that name; texts come in sequences of ``length``.
+
+    Args:
+        name: one of `DATASETS`.
+        data_dir: the folder of its files, or the one around that.
+        length: of sequences.
+        download: whether to fetch from OpenML what ``data_dir`` has not, saying so.
 
     Raises:
         DataError: if a file is missing, unreadable or corrupt; the message names it.
     """
-    return DATASETS[name](data_dir, length)
+    try:
+        return DATASETS[name](data_dir, length)
+    except MissingError as missing:
+        if not download:
+            raise
+        x, y = fetch(name, data_dir, missing)
+    if name == "higgs":
+        return _split_higgs(x, y, "OpenML's higgs")
+    shape, train = ((1, 28, 28), 60_000) if name == "mnist" else ((3, 32, 32), 50_000)
+    x = (x / 255).reshape(-1, *shape)
+    return Dataset(x[:train], y[:train], x[train:], y[train:])
+
+
+class Parts(NamedTuple):
+    """A data set whose training part gave away what to choose parameters and rates by."""
+
+    data: Dataset
+    validation_x: Shaped[np.ndarray, "validation ..."]
+    validation_y: Int32[np.ndarray, "validation ..."]
+
+
+def hold_out(name: str, data: Dataset) -> Parts:
+    """Hold out a tenth of the training part, 10,000 samples at most, to validate on.
+
+    It is drawn by a seed that is always the same; of a text it is the end. CIFAR-10's channels and
+    HIGGS's features are then standardised by what is left to train on.
+    """
+    x, y = data.train_x, data.train_y
+    if y.ndim == 2:  # Sequences of a text, one from every offset: those that overlap are left out.
+        length = y.shape[1]
+        start = len(x) - min(len(x) // 10, _VALIDATION_MOST * length)
+        if start <= length:
+            raise DataError(f"{name}: {len(x)} sequences are too few to hold some out of them")
+        held = slice(start, None, length)
+        left = slice(start - length)
+    else:
+        order = np.random.default_rng(_VALIDATION_SEED).permutation(len(x))
+        held, left = np.split(order, [min(len(x) // 10, _VALIDATION_MOST)])
+    train_x, validation_x, test_x = x[left], x[held], data.test_x
+    if name in _STANDARDISED:
+        axes = (0, *range(2, x.ndim))
+        mean = train_x.mean(axes, keepdims=True, dtype=np.float64).astype(np.float32)
+        deviation = train_x.std(axes, keepdims=True, dtype=np.float64).astype(np.float32)
+        deviation = np.where(deviation > 0, deviation, np.float32(1))
+        train_x, validation_x, test_x = (
+            (part - mean) / deviation for part in (train_x, validation_x, test_x)
+        )
+    return Parts(Dataset(train_x, y[left], test_x, data.test_y), validation_x, y[held])
 
 
 def batches(
@@ -121,8 +237,16 @@ def batches(
     y: Int32[np.ndarray, "samples ..."],
     size: int,
     seed: int,
+    skip: int = 0,
 ) -> Iterator[tuple[Shaped[np.ndarray, "size ..."], Int32[np.ndarray, "size ..."]]]:
     """Endless batches: every epoch is shuffled anew, its incomplete last batch left out.
+
+    Args:
+        x: samples.
+        y: labels.
+        size: samples a batch.
+        seed: of the order.
+        skip: how many batches to leave out at first, to go on where another iterator was left.
 
     Raises:
         DataError: if ``size`` is not between 1 and the number of samples.
@@ -130,42 +254,23 @@ def batches(
     if not 1 <= size <= len(x):
         raise DataError(f"a batch of {size} cannot be drawn from {len(x)} training samples")
     rng = np.random.default_rng(seed)
+    epochs, first = divmod(skip, len(x) // size)
 
     def draw():
-        while True:
+        for epoch in itertools.count():
             order = rng.permutation(len(x))
-            for start in range(0, len(x) - size + 1, size):
+            if epoch < epochs:
+                continue
+            begin = first * size if epoch == epochs else 0
+            for start in range(begin, len(x) - size + 1, size):
                 chosen = order[start : start + size]
                 yield x[chosen], y[chosen]
 
     return draw()
 
 
-def _folder(name: str, data_dir: Path | None) -> Path:
-    """Where a data set's files are: ``data_dir``, or the folder of that name in it."""
+def _folder(name: str, own: str, data_dir: Path | None) -> Path:
+    """Where a data set's files are: ``data_dir``, or the folder of their own in it."""
     if data_dir is None:
         raise DataError(f"{name} is read from files: say where they are with --data-dir")
-    return data_dir / name if (data_dir / name).is_dir() else data_dir
-
-
-def _read_idx(path: Path, ndim: int) -> UInt8[np.ndarray, "..."]:
-    """An idx file of bytes: two zeros, the type 8, ndim, the big-endian shape, then the bytes."""
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: expected a gzipped idx file of MNIST") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read as a gzipped idx file: {error}") from error
-    start = 4 + 4 * ndim
-    if len(content) < start or content[:4] != bytes([0, 0, 8, ndim]):
-        raise DataError(
-            f"{path} is no idx file of bytes in {ndim} dimension(s): "
-            f"expected the header 0000080{ndim}, found {content[:4].hex() or 'nothing'}"
-        )
-    shape = [int(size) for size in np.frombuffer(content, ">u4", count=ndim, offset=4)]
-    if len(content) - start != math.prod(shape):
-        raise DataError(
-            f"{path} holds {len(content) - start} bytes after its header; "
-            f"expected {math.prod(shape)} for the shape {tuple(shape)}"
-        )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return data_dir / own if (data_dir / own).is_dir() else data_dir

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarks import arguments
 from benchmarks.data import DataError, Dataset
-from benchmarks.models import ACTIVATIONS, mlp
+from benchmarks.models import ACTIVATIONS, MODELS, mlp
 from benchmarks.running import (
     Curve,
     attempt,
@@ -27,7 +27,6 @@ from benchmarks.running import (
     learners,
     load_images,
     mlp_parser,
-    mlp_sizes,
 )
 from benchmarks.tables import format_table, write_json
 
@@ -63,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(network: Network, data: Dataset, options: argparse.Namespace, bar: tqdm) -> None:
     """Train a network by all methods, writing progress into it."""
-    sizes = mlp_sizes(data, [options.width] * network.layers)
+    sizes = MODELS["mlp"].sizes_for(data, [options.width] * network.layers)
     activation = ACTIVATIONS[network.activation]
     ours, adams = learners(options)
     # Seed by seed, so that what else the machine does is spread over all methods.

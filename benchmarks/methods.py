@@ -1,8 +1,8 @@
-"""The two ways to train a model on a batch, behind one interface: projections and Adam."""
+"""The ways to train a model on a batch, behind one interface: projections and gradients."""
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,15 +17,19 @@ __all__ = [
     "AVERAGING",
     "COPY_FREE",
     "SOLVERS",
+    "Loss",
     "Method",
     "Progress",
     "Setting",
     "adam",
-    "adam_step",
     "cross_entropy",
+    "default",
+    "gradient_step",
+    "objective",
     "project",
     "projections",
     "setting",
+    "sgd",
 ]
 
 SOLVERS: dict[str, Callable[[], Any]] = {
@@ -39,6 +43,7 @@ SOLVERS: dict[str, Callable[[], Any]] = {
     "cdr": pjax.CyclicDouglasRachford,
     "sweep": pjax.Sweep,
 }
+Loss = Literal["cross_entropy", "margin"]
 COPY_FREE = ("ap", "ap-momentum", "ap-anderson", "sweep")
 AVERAGING = pjax.Averaging()
 
@@ -79,6 +84,7 @@ class Progress(NamedTuple):
 class Method(NamedTuple):
     """``state = init(model)``, then ``model, state, progress = update(model, state, x, y)``.
 
+    ``step`` is the update as JAX may trace it, ``model, state = step(model, state, x, y)``.
     ``averaged(model, state)`` is the model with averaged parameters, if the method keeps them.
     """
 
@@ -86,6 +92,22 @@ class Method(NamedTuple):
     init: Callable[[Any], Any]
     update: Callable[[Any, Any, np.ndarray, np.ndarray], tuple[Any, Any, Progress]]
     averaged: Callable[[Any, Any], Any] | None = None
+    step: Callable[[Any, Any, np.ndarray, np.ndarray], tuple[Any, Any]] | None = None
+
+
+def objective(loss: Loss = "cross_entropy", lam: float = 1.0) -> Callable[..., Any]:
+    """What projections train on: the loss of a model on a batch, of the weight ``lam``.
+
+    The margin is a set, which no weight softens: the true class leads every other one by 1.
+    """
+
+    def fit(model, x, y):
+        scores = jax.vmap(model)(x)
+        if loss == "margin":
+            return pjax.losses.margin(scores, y)
+        return pjax.losses.cross_entropy(scores, y, lam=lam)
+
+    return fit
 
 
 def project(
@@ -96,53 +118,72 @@ def project(
     copies: bool | None = None,
     granularity: Any = None,
     schedule: str | None = None,
+    beta: float | None = None,
+    loss: Loss = "cross_entropy",
 ) -> Any:
-    """A model's cross-entropy on a batch, projected: ``steps`` steps of the solver ``name``."""
-    lam, *weights = setting
+    """A model's loss on a batch, projected: ``steps`` steps of the solver ``name``.
 
-    def fit(model, x, y):
-        return pjax.losses.cross_entropy(jax.vmap(model)(x), y, lam=lam)
-
-    parameters, hidden, outputs = weights
-    metric = pjax.Metric(parameters, hidden, outputs)
+    ``beta`` is that of the difference map; what else may be None is pjax_trace.project's choice.
+    """
+    lam, parameters, hidden, outputs = setting
     return pjax.project(
-        fit,
-        solver=SOLVERS[name](),
+        objective(loss, lam),
+        solver=SOLVERS[name]() if beta is None else pjax.DifferenceMap(beta),
         steps=steps,
-        metric=metric,
+        metric=pjax.Metric(parameters, hidden, outputs),
         copies=copies,
         granularity=granularity,
         schedule=schedule,
     )
 
 
-def projections(name: str, setting: Setting, *, steps: int, granularity: Any = None) -> Method:
-    """One update of `project` a batch."""
-    projected = project(name, setting, steps=steps, granularity=granularity)
-    sweep = name == "sweep"
+def projections(name: str, setting: Setting, *, steps: int, **how: Any) -> Method:
+    """One update of `project` a batch; ``how`` are its further arguments."""
+    return _projections(name, project(name, setting, steps=steps, **how), sweep=name == "sweep")
 
+
+def default(loss: Loss = "cross_entropy") -> Method:
+    """What ``pjax_trace.project`` does when told nothing: a sweep, momentum and averages."""
+    return _projections("default", pjax.project(objective(loss)), sweep=True)
+
+
+def _projections(name: str, projected: Any, sweep: bool) -> Method:
     def update(model, state, x, y):
         model, state, info = jax.block_until_ready(projected.update(model, state, x, y))
         gap = None if sweep else float(info.gap)  # Of a forward pass there is none.
         return model, state, Progress(steps=int(info.steps), gap=gap)
 
-    return Method(name, projected.init, update, projected.averaged if sweep else None)
+    def step(model, state, x, y):
+        return projected.update(model, state, x, y)[:2]
+
+    return Method(name, projected.init, update, projected.averaged if sweep else None, step)
 
 
-def adam(learning_rate: float) -> Method:
-    """One step of Adam a batch, on the mean cross-entropy; parameters are averaged beside it."""
-    optimizer = optax.adam(learning_rate)
-    step = adam_step(optimizer)
+def adam(learning_rate: float, loss: Loss = "cross_entropy") -> Method:
+    """One step of Adam a batch; parameters are averaged beside it."""
+    return _gradients(f"adam {learning_rate:g}", optax.adam(learning_rate), loss)
 
-    @functools.partial(eqx.filter_jit, donate="all-except-first")
-    def averaged_step(batch, model, state):
-        model, inner = step(batch, model, state[0])
+
+def sgd(learning_rate: float, loss: Loss = "cross_entropy") -> Method:
+    """One step of gradient descent with momentum 0.9 a batch; parameters are averaged beside it."""
+    return _gradients(f"sgd {learning_rate:g}", optax.sgd(learning_rate, momentum=0.9), loss)
+
+
+def _gradients(name: str, optimizer: optax.GradientTransformation, loss: Loss) -> Method:
+    inner_step = gradient_step(optimizer, loss)
+
+    def step(model, state, x, y):
+        model, inner = inner_step((x, y), model, state[0])
         arrays = jax.tree.leaves(eqx.filter(model, eqx.is_array))
         _, memory = AVERAGING.finish(state[1], arrays, arrays, arrays)
         return model, (inner, memory)
 
+    @functools.partial(eqx.filter_jit, donate="all-except-first")
+    def donating(batch, model, state):
+        return step(model, state, *batch)
+
     def update(model, state, x, y):
-        model, state = jax.block_until_ready(averaged_step((x, y), model, state))
+        model, state = jax.block_until_ready(donating((x, y), model, state))
         return model, state, Progress(steps=1, gap=None)
 
     def init(model):
@@ -154,14 +195,17 @@ def adam(learning_rate: float) -> Method:
         average = AVERAGING.average(state[1])
         return eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), average), rest)
 
-    return Method(f"adam {learning_rate:g}", init, update, averaged)
+    return Method(name, init, update, averaged, step)
 
 
-def adam_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
-    """The step ``(batch, model, state) -> (model, state)`` of an optimizer."""
+def gradient_step(
+    optimizer: optax.GradientTransformation, loss: Loss = "cross_entropy"
+) -> Callable[..., tuple[Any, Any]]:
+    """The step ``(batch, model, state) -> (model, state)`` of an optimizer, on a mean loss."""
+    function = cross_entropy if loss == "cross_entropy" else objective(loss)
 
     def step(batch, model, state):
-        gradients = eqx.filter_grad(cross_entropy)(model, *batch)
+        gradients = eqx.filter_grad(function)(model, *batch)
         updates, state = optimizer.update(gradients, state)
         return eqx.apply_updates(model, updates), state
 

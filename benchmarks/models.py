@@ -1,6 +1,7 @@
 """The models that the benchmarks train, each made from a key and the sizes of its layers."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 import pjax_trace as pjax
+from benchmarks.data import IMAGES, Dataset
 
 __all__ = [
     "ACTIVATIONS",
@@ -19,11 +21,14 @@ __all__ = [
     "Model",
     "Recurrent",
     "Residual",
+    "TanhLayer",
+    "TanhNetwork",
     "Transformer",
     "cnn",
     "gru",
     "mlp",
     "residual",
+    "rnn",
     "straight_through",
     "transformer",
 ]
@@ -32,13 +37,15 @@ Function = Callable[[Array], Array]
 
 
 class Residual(eqx.Module):
-    """``x + layer(x)``."""
+    """``x + layer(x)``; of images that the layer shrinks, every ``stride``-th pixel of x."""
 
     layer: eqx.nn.Sequential
+    stride: int = eqx.field(static=True, default=1)
 
     def __call__(self, x: Array, *, key: PRNGKeyArray | None = None) -> Array:
         """The sum."""
-        return x + self.layer(x)
+        kept = x if self.stride == 1 else x[:, :: self.stride, :: self.stride]
+        return kept + self.layer(x)
 
 
 def mlp(
@@ -89,7 +96,10 @@ def residual(key: PRNGKeyArray, sizes: Sequence[int]) -> eqx.nn.Sequential:
 
 
 def cnn(
-    key: PRNGKeyArray, sizes: Sequence[int], pool: Callable[..., Array] = jnp.max
+    key: PRNGKeyArray,
+    sizes: Sequence[int],
+    pool: Callable[..., Array] = jnp.max,
+    skip: bool = False,
 ) -> eqx.nn.Sequential:
     """Padded 3x3 convolutions and relus, global pooling, a linear layer; starts as `mlp`.
 
@@ -99,13 +109,16 @@ def cnn(
         key: of the random start.
         sizes: channels of the image, of the convolutions, classes.
         pool: takes the image and its axes.
+        skip: whether a convolution with as many channels in as out adds to its inputs.
     """
     keys = jax.random.split(key, len(sizes) - 1)
     layers: list[Any] = []
     for k, inputs, outputs in zip(keys[:-1], sizes[:-2], sizes[1:-1], strict=True):
         stride = 2 if layers else 1
         convolution = eqx.nn.Conv2d(inputs, outputs, 3, stride, padding=1, key=k)
-        layers += [_he_normal(k, convolution), eqx.nn.Lambda(jax.nn.relu)]
+        layer = [_he_normal(k, convolution), eqx.nn.Lambda(jax.nn.relu)]
+        skipped = skip and inputs == outputs
+        layers += [Residual(eqx.nn.Sequential(layer), stride)] if skipped else layer
     linear = _he_normal(keys[-1], eqx.nn.Linear(sizes[-2], sizes[-1], key=keys[-1]))
     pooling = eqx.nn.Lambda(functools.partial(pool, axis=(1, 2)))
     return eqx.nn.Sequential([*layers, pooling, linear])
@@ -143,6 +156,67 @@ def gru(key: PRNGKeyArray, sizes: Sequence[int]) -> Recurrent:
         eqx.nn.Embedding(symbols, embedding, key=first),
         eqx.nn.GRUCell(embedding, hidden, key=second),
         eqx.nn.Linear(hidden, classes, key=third),
+    )
+
+
+class TanhLayer(eqx.Module):
+    """``h_t = tanh(W x_t + U h_{t-1} + b)`` from zeros on; a skip adds ``x_t`` to the output."""
+
+    inputs: eqx.nn.Linear
+    recurrence: eqx.nn.Linear
+    skip: bool = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "length inputs"]) -> Float[Array, "length hidden"]:
+        """What comes out at every step."""
+
+        def step(hidden, x):
+            hidden = jnp.tanh(self.inputs(x) + self.recurrence(hidden))
+            return hidden, hidden
+
+        _, hidden = jax.lax.scan(step, jnp.zeros(self.recurrence.out_features), x)
+        return x + hidden if self.skip else hidden
+
+
+class TanhNetwork(eqx.Module):
+    """Symbols in a row → logits of the symbol that follows each: embedding, layers, linear."""
+
+    embedding: eqx.nn.Embedding
+    layers: list[TanhLayer]
+    linear: eqx.nn.Linear
+
+    def __call__(self, text: Int[Array, "length"]) -> Float[Array, "length symbols"]:
+        """The logits."""
+        x = jax.vmap(self.embedding)(text)
+        for layer in self.layers:
+            x = layer(x)
+        return jax.vmap(self.linear)(x)
+
+
+def rnn(key: PRNGKeyArray, sizes: Sequence[int], skip: bool = False) -> TanhNetwork:
+    """A character model of stacked tanh layers, started as Equinox starts its layers.
+
+    Args:
+        key: of the random start.
+        sizes: symbols read, hidden states (the embedding is as large as the first), symbols told
+            apart.
+        skip: whether a layer with as many inputs as outputs adds its inputs to these.
+    """
+    symbols, *hidden, classes = sizes
+    first, last, *keys = jax.random.split(key, 2 + 2 * len(hidden))
+    layers = [
+        TanhLayer(
+            eqx.nn.Linear(inputs, outputs, key=one),
+            eqx.nn.Linear(outputs, outputs, use_bias=False, key=other),
+            skip and inputs == outputs,
+        )
+        for inputs, outputs, one, other in zip(
+            [hidden[0], *hidden], hidden, keys[::2], keys[1::2], strict=False
+        )
+    ]
+    return TanhNetwork(
+        eqx.nn.Embedding(symbols, hidden[0], key=first),
+        layers,
+        eqx.nn.Linear(hidden[-1], classes, key=last),
     )
 
 
@@ -206,11 +280,26 @@ def transformer(key: PRNGKeyArray, sizes: Sequence[int]) -> Transformer:
 
 
 class Model(NamedTuple):
-    """``make(key, sizes)``, the sizes that suit MNIST or Shakespeare, and what it reads."""
+    """``make(key, sizes)``, the sizes that suit MNIST or Shakespeare, and what it reads.
 
-    make: Callable[[PRNGKeyArray, Sequence[int]], Any]
+    Features are anything but text, flattened. Some can be made with ``skip=True``.
+    """
+
+    make: Callable[..., Any]
     sizes: list[int]
     reads: Literal["features", "images", "text"]
+
+    def can_read(self, dataset: str) -> bool:
+        """Whether the data set of that name is of a kind that it reads."""
+        if self.reads == "images":
+            return dataset in IMAGES
+        return (self.reads == "text") == (dataset == "shakespeare")
+
+    def sizes_for(self, data: Dataset, hidden: Sequence[int]) -> list[int]:
+        """The sizes for a data set, with those of the hidden layers."""
+        shape = data.train_x.shape[1:]
+        inputs = {"features": math.prod(shape), "images": shape[0], "text": data.classes}
+        return [inputs[self.reads], *hidden, data.classes]
 
 
 MODELS = {
@@ -218,6 +307,7 @@ MODELS = {
     "residual": Model(residual, [784, *[128] * 8, 10], "features"),
     "cnn": Model(cnn, [1, 16, 32, 10], "images"),
     "cnn-mean": Model(functools.partial(cnn, pool=jnp.mean), [1, 16, 32, 10], "images"),
+    "rnn": Model(rnn, [65, 128, 65], "text"),
     "gru": Model(gru, [65, 32, 128, 65], "text"),
     "transformer": Model(transformer, [65, 64, 64, 65], "text"),
 }

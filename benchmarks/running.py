@@ -1,6 +1,7 @@
 """What the commands that train have in common: the loop over batches, and an end in order."""
 
 import argparse
+import functools
 import itertools
 import math
 import sys
@@ -14,27 +15,43 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int32, Shaped
 from tqdm import tqdm
 
 import pjax_trace as pjax
 from benchmarks import arguments
 from benchmarks.data import IMAGES, Dataset, batches, load
-from benchmarks.methods import SOLVERS, Method, Progress, adam, projections, setting
+from benchmarks.methods import (
+    SOLVERS,
+    Method,
+    Progress,
+    Setting,
+    adam,
+    projections,
+    setting,
+)
 
 __all__ = [
+    "SETTING",
     "Curve",
     "Point",
     "Update",
+    "accuracy",
+    "add_setting",
     "attempt",
+    "chosen_setting",
     "compile_seconds",
+    "complete_setting",
     "follow",
     "learners",
     "load_images",
     "mlp_parser",
-    "mlp_sizes",
     "test_accuracy",
     "updates",
 ]
+
+# The options that name the fields of a Setting, in their order.
+SETTING = ("lam", "weight_parameters", "weight_hidden", "weight_outputs")
 
 
 class Update(NamedTuple):
@@ -150,13 +167,22 @@ def _measure(curve: Curve, method: Method, done: Update, data: Dataset) -> Point
 
 def test_accuracy(model: eqx.Module, data: Dataset) -> float:
     """The share of all held-out labels (of characters, in a text) that a model predicts."""
-    return float(_accuracy(model, data.test_x, data.test_y))
+    return accuracy(model, data.test_x, data.test_y)
+
+
+def accuracy(
+    model: eqx.Module, x: Shaped[np.ndarray, "samples ..."], y: Int32[np.ndarray, "samples ..."]
+) -> float:
+    """The share of labels that a model predicts."""
+    # All at once are too large; in a loop of XLA's own, convolutions are many times slower.
+    starts = range(0, len(x), 500)
+    right = sum(int(_right(model, x[i : i + 500], y[i : i + 500])) for i in starts)
+    return right / y.size
 
 
 @eqx.filter_jit
-def _accuracy(model, x, y):
-    logits = jax.lax.map(model, x, batch_size=min(len(x), 500))  # All at once are too large.
-    return jnp.mean(jnp.argmax(logits, axis=-1) == y, dtype=jnp.float32)
+def _right(model, x, y):
+    return jnp.sum(jnp.argmax(jax.vmap(model)(x), axis=-1) == y)
 
 
 def mlp_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -179,6 +205,26 @@ def mlp_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def add_setting(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a solver's `Setting`."""
+    tuned = "(default: what suits the solver and the model)"
+    add = functools.partial(parser.add_argument, type=arguments.positive)
+    add("--lam", help=f"weight of the loss in its prox {tuned}")
+    for part in ("parameters", "hidden", "outputs"):
+        add(f"--weight-{part}", help=f"weight of {part} in the metric {tuned}")
+
+
+def complete_setting(options: argparse.Namespace, solver: str, model: str) -> None:
+    """Give the options of `add_setting` that were left out what suits a solver and a model."""
+    for option, value in zip(SETTING, setting(solver, model), strict=True):
+        setattr(options, option, getattr(options, option) or value)
+
+
+def chosen_setting(options: argparse.Namespace) -> Setting:
+    """What the options of `add_setting` say."""
+    return Setting(*(getattr(options, option) for option in SETTING))
+
+
 def load_images(options: argparse.Namespace) -> Dataset:
     """The data set of the options.
 
@@ -195,8 +241,3 @@ def learners(options: argparse.Namespace) -> tuple[Method, list[Method]]:
     steps = SOLVERS[options.solver]().default_steps
     ours = projections(options.solver, setting(options.solver, "mlp"), steps=steps)
     return ours, [adam(rate) for rate in options.learning_rate]
-
-
-def mlp_sizes(data: Dataset, hidden: Iterable[int]) -> list[int]:
-    """The sizes of a network on flattened images."""
-    return [math.prod(data.train_x.shape[1:]), *hidden, data.classes]

@@ -29,7 +29,7 @@ import optax
 
 import pjax_trace as pjax
 from benchmarks import arguments
-from benchmarks.methods import COPY_FREE, SOLVERS, adam_step, project, setting
+from benchmarks.methods import COPY_FREE, SOLVERS, gradient_step, project, setting
 from benchmarks.models import MODELS
 from benchmarks.tables import format_table, write_json
 from pjax_trace.explain import operations
@@ -265,7 +265,7 @@ def adam(name: str, model: Any, x, y, steps: int | None, chain: int | None = Non
     """Steps of Adam; ``chain`` is how many operations of a forward pass wait for one another."""
     optimizer = optax.adam(1e-3)
     state = optimizer.init(eqx.filter(model, eqx.is_array))
-    return repeated(Kind(name), adam_step(optimizer), model, state, x, y, steps, chain)
+    return repeated(Kind(name), gradient_step(optimizer), model, state, x, y, steps, chain)
 
 
 def sweeps(projected: Any, model: Any, x, y, steps: int) -> Subject:

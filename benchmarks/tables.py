@@ -1,11 +1,12 @@
 """Plain tables to print and JSON files to keep."""
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["format_table", "write_json"]
+__all__ = ["format_table", "spread", "write_json"]
 
 
 def format_table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, str]) -> str:
@@ -35,6 +36,18 @@ def format_table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, str]) 
         for line in zip(*columns, strict=True)
     ]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def spread(shares: Sequence[float]) -> str | None:
+    """Mean and standard deviation in percent, the latter of more than one; None of none.
+
+    >>> spread([0.5]), spread([0.49, 0.5, 0.51])
+    ('50.00', '50.00 ± 1.00')
+    """
+    if not shares:
+        return None
+    mean = f"{100 * statistics.mean(shares):.2f}"
+    return mean if len(shares) < 2 else f"{mean} ± {100 * statistics.stdev(shares):.2f}"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -27,7 +27,6 @@ from benchmarks.running import (
     learners,
     load_images,
     mlp_parser,
-    mlp_sizes,
 )
 from benchmarks.tables import format_table, write_json
 
@@ -69,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(method: Method, curve: Curve, data: Dataset, options: argparse.Namespace) -> None:
     """Train until all levels are reached, or the batches are used up."""
-    sizes = mlp_sizes(data, options.hidden)
+    sizes = MODELS["mlp"].sizes_for(data, options.hidden)
 
     def start():
         return MODELS["mlp"].make(jax.random.key(curve.seed), sizes)

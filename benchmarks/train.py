@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -16,9 +15,17 @@ from tqdm import tqdm
 
 from benchmarks import arguments
 from benchmarks.data import DATASETS, DataError, Dataset, batches, load
-from benchmarks.methods import SOLVERS, Method, Setting, adam, projections, setting
+from benchmarks.methods import SOLVERS, Method, adam, projections
 from benchmarks.models import MODELS
-from benchmarks.running import attempt, compile_seconds, test_accuracy, updates
+from benchmarks.running import (
+    add_setting,
+    attempt,
+    chosen_setting,
+    compile_seconds,
+    complete_setting,
+    test_accuracy,
+    updates,
+)
 from benchmarks.tables import format_table, write_json
 
 CURVE_POINTS = 40  # Held-out accuracy is measured this often; it is not part of the training time.
@@ -31,13 +38,6 @@ COLUMNS = {
     "compilation [s]": ".2f",
     "steps": "d",
     "samples": "d",
-}
-
-SETTING = {  # The options that name a Setting's fields.
-    "lam": "lam",
-    "parameters": "weight_parameters",
-    "hidden": "weight_hidden",
-    "outputs": "weight_outputs",
 }
 
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    chosen = Setting(*(getattr(options, name) for name in SETTING.values()))
+    chosen = chosen_setting(options)
     how = {"steps": options.steps, "granularity": options.granularity}
     methods = [projections(options.solver, chosen, **how)]
     if options.baseline == "adam":
@@ -96,14 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(method: Method, record: Record, data: Dataset, options: argparse.Namespace) -> None:
     """Train a fresh model on a fresh sequence of batches, writing progress into ``record``."""
-
-    shape = data.train_x.shape[1:]
-    kinds = {"features": math.prod(shape), "images": shape[0], "text": data.classes}
-    inputs = kinds[MODELS[options.model].reads]
+    made = MODELS[options.model]
+    sizes = made.sizes_for(data, options.hidden)
 
     def start():
-        sizes = [inputs, *options.hidden, data.classes]
-        return MODELS[options.model].make(jax.random.key(record.seed), sizes)
+        return made.make(jax.random.key(record.seed), sizes)
 
     def draw():
         return batches(data.train_x, data.train_y, options.batch_size, record.seed)
@@ -205,11 +202,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", "--seed", type=seeds, default=[0], help="of the starts and orders of samples")
     add("--baseline", choices=["adam"], help="train the same model on the same batches by it too")
     add("--learning-rate", type=rates, default=[3e-3], help="of the baseline; each is trained")
-    tuned = "(default: what suits the solver and the model)"
-    add("--lam", type=arguments.positive, help=f"weight of the loss in its prox {tuned}")
-    for part in ("parameters", "hidden", "outputs"):
-        help = f"weight of {part} in the metric {tuned}"
-        add(f"--weight-{part}", type=arguments.positive, help=help)
+    add_setting(parser)
     add("--json", type=arguments.output_file, help="file to write the results to")
     add("--plot", type=arguments.output_file, default="train.png", help="file for the curves")
     options = parser.parse_args(argv)
@@ -218,12 +211,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.granularity and options.solver == "sweep":
         parser.error("--granularity is for other solvers than sweep")
     options.model = options.model or ("gru" if text else "mlp")
-    if text != (MODELS[options.model].reads == "text"):
+    if not MODELS[options.model].can_read(options.dataset):
         parser.error(f"--model {options.model} cannot read --dataset {options.dataset}")
     options.hidden = options.hidden or MODELS[options.model].sizes[1:-1]
-    for name, value in setting(options.solver, options.model)._asdict().items():
-        option = SETTING[name]
-        setattr(options, option, getattr(options, option) or value)
+    complete_setting(options, options.solver, options.model)
     return options
 
 

@@ -55,11 +55,6 @@ class BatchedRule(Rule):
         """The inner rule's exactness."""
         return self.inner.exactness
 
-    @property
-    def scaled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """That of the inner rule."""
-        return self.inner.scaled
-
     def _axes(self, operands: Sequence[Any]) -> tuple[int | None, ...]:
         # An output constraint gets one operand more than the call has: the scale of its loss.
         return self.axes + (0,) * (len(operands) - len(self.axes))

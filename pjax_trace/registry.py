@@ -170,7 +170,6 @@ class Rule:
         family: the name of the family, for printing.
         granularity: what is one constraint: a row (one scalar equation), or a block of them.
         exactness: how near to the nearest point the projection comes, for printing.
-        scaled: whether the size of what it hands over in a sweep says how much is to be gained.
         blocks: whether it is smooth and its rows share operands, so that a block of them can be
             projected by linearising, see `pjax_trace.granularity`.
         total: as a view: whether every element of the variable operands is surely read.
@@ -182,7 +181,6 @@ class Rule:
     family: ClassVar[str] = "rule"
     granularity: ClassVar[str] = "row"
     exactness: ClassVar[str] = "exact"
-    scaled: ClassVar[bool] = True
     blocks: ClassVar[bool] = False
     total: bool = False
     offset: bool = True

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,16 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-__all__ = ["solve_ridge"]
+__all__ = ["Ridge", "solve_ridge"]
 
 Matrix = Float[Array, "rows columns"]
+
+
+class Ridge(NamedTuple):
+    """A solution: the rows of it that belong to each matrix, and ``Tᵀ X dW`` for every feature."""
+
+    steps: list[Float[Array, "columns features"]]
+    gains: Float[Array, "features"]
 
 
 def solve_ridge(
@@ -20,7 +27,7 @@ def solve_ridge(
     target: Float[Array, "rows features"],
     damping: float,
     rank: int | None = None,
-) -> list[Float[Array, "columns features"]]:
+) -> Ridge:
     """``(XᵀX + ω I)⁻¹ Xᵀ T`` with ``ω = damping · tr(XᵀX) / rows``, X the matrices side by side.
 
     Exact on the smaller side of X by Cholesky. Where ω is above the mean eigenvalue of XᵀX, which
@@ -35,7 +42,7 @@ def solve_ridge(
         rank: of the approximation; None to be exact everywhere.
 
     Returns:
-        The rows of the solution that belong to each matrix.
+        The solution.
 
     References:
         Z. Frangella, J. Tropp, M. Udell, Randomized Nyström preconditioning, SIAM J. Matrix Anal.
@@ -51,25 +58,33 @@ def solve_ridge(
     trace = jnp.where(trace > 0, trace, 1)
     ridge = damping * trace / rows
     if rank is None or rank >= columns or rows > damping * columns:
-        solution = _on_the_smaller_side(matrices, target, ridge)
+        solution, gains = _on_the_smaller_side(matrices, target, ridge)
     else:
-        solution = _of_low_rank(matrices, target, ridge, trace, rank)
-    return [part.astype(dtype) for part in jnp.split(solution, np.cumsum(sizes)[:-1])]
+        solution, gains = _of_low_rank(matrices, target, ridge, trace, rank)
+    parts = [part.astype(dtype) for part in jnp.split(solution, np.cumsum(sizes)[:-1])]
+    return Ridge(parts, gains.astype(dtype))
 
 
-def _on_the_smaller_side(matrices: Sequence[Matrix], target: Array, ridge: Array) -> Array:
+def _on_the_smaller_side(
+    matrices: Sequence[Matrix], target: Array, ridge: Array
+) -> tuple[Array, Array]:
+    """The solution, and its gains, which come out of what is solved with: no product is made."""
     matrix = jnp.concatenate(matrices, 1)
     rows, columns = matrix.shape
     if columns > rows:
         gram = matrix @ matrix.T + ridge * jnp.eye(rows, dtype=ridge.dtype)
-        return matrix.T @ _cholesky_solve(gram, target)
+        multiplier = _cholesky_solve(gram, target)
+        met = target - ridge * multiplier
+        return matrix.T @ multiplier, jnp.sum(target * met, 0)
     gram = matrix.T @ matrix + ridge * jnp.eye(columns, dtype=ridge.dtype)
-    return _cholesky_solve(gram, matrix.T @ target)
+    right = matrix.T @ target
+    solution = _cholesky_solve(gram, right)
+    return solution, jnp.sum(right * solution, 0)
 
 
 def _of_low_rank(
     matrices: Sequence[Matrix], target: Array, ridge: Array, trace: Array, rank: int
-) -> Array:
+) -> tuple[Array, Array]:
     """``Xᵀ (T − S Z) / ω``: what the large eigenvalues change is taken off the right side."""
     columns = sum(m.shape[1] for m in matrices)
     eps = float(jnp.finfo(target.dtype).eps)
@@ -82,7 +97,10 @@ def _of_low_rank(
     root = sketch @ factor  # root rootᵀ ≈ XᵀX, and root ≈ Xᵀ seen factor
     inner = root.T @ root + ridge * jnp.eye(rank, dtype=root.dtype)
     large = _inverse(inner) @ (_times(matrices, root).T @ target)
-    return _transposed_times(matrices, (target - (seen @ factor) @ large) / ridge)
+    solution = _transposed_times(matrices, (target - (seen @ factor) @ large) / ridge)
+    # Tᵀ X dW = dWᵀ (XᵀX + ω I) dW
+    gains = ridge * jnp.sum(jnp.square(solution), 0) + jnp.sum(jnp.square(root.T @ solution), 0)
+    return solution, gains
 
 
 def _times(matrices: Sequence[Matrix], x: Any) -> Array:

@@ -7,6 +7,7 @@ be instead. From there back, every constraint tells its operands what its output
 each layer; there is no product space in which all of it is one projection.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -20,7 +21,7 @@ from jaxtyping import Array, Float
 from pjax_trace.build import LoopRule
 from pjax_trace.errors import check_positive
 from pjax_trace.graph import ConsensusGraph, Constraint, Variable, View
-from pjax_trace.registry import Equations, Request, Rule, Weights
+from pjax_trace.registry import Equations, Request, Weights
 from pjax_trace.ridge import solve_ridge
 from pjax_trace.trace import Value
 
@@ -45,14 +46,18 @@ class Sweep(eqx.Module):
         damping: of the least-squares solution; larger moves less.
         rank: of the approximation of XᵀX that is solved with where the damping is above its mean
             eigenvalue, see `pjax_trace.ridge`; None to solve exactly everywhere.
-        trust: how far a layer's parameters move at most, in relation to their size (root mean
-            square, or √(2 / fan-in) if that is larger); twice as far in a scan that carries
-            variables, and in convolutions.
+        trust: how far the parameters of every feature of a layer move, in relation to the size of
+            the layer's (root mean square, or √(2 / fan-in) if that is larger); twice as far in
+            convolutions.
+        share: all layers together may promise this share of what the outputs are asked to move by,
+            and not more: all moves are shortened such that ``⟨R, J dθ⟩ ≤ share ‖R‖²``, to first
+            order. The more layers there are, and the less is left to learn, the shorter they get.
+            None for no such limit.
         reach: how far targets are from the forward pass, in relation to its size, when they are
             handed through constraints that are no sums.
         per_unit: whether every feature of a layer, with its weights, is moved by what ``trust``
-            allows, no more and no less; default: in functions with operations that have no slope
-            even from afar, which leave the size of what is asked open.
+            allows, no more and no less: what is asked of it then has a direction, but no size. If
+            not, a layer is shortened as a whole where it would move farther.
 
     Raises:
         InputError: if an argument is not positive.
@@ -76,11 +81,12 @@ class Sweep(eqx.Module):
     """
 
     strength: float = 5.0
-    damping: float = 10.0
+    damping: float = 3.0
     rank: int | None = 16
     trust: float = 5e-3
+    share: float | None = 0.4
     reach: float = 5e-3
-    per_unit: bool | None = None
+    per_unit: bool = True
     default_steps: ClassVar[int] = 1
     needs_copies: ClassVar[bool] = False
     schedules: ClassVar[tuple[str, ...]] = ("sweep",)
@@ -89,6 +95,8 @@ class Sweep(eqx.Module):
         """Arguments are positive."""
         for name in ("strength", "damping", "trust", "reach"):
             check_positive(f"Sweep: {name}", getattr(self, name))
+        if self.share is not None:
+            check_positive("Sweep: share", self.share)
 
     def moves(
         self,
@@ -109,21 +117,32 @@ class Sweep(eqx.Module):
             metric: the weights of variables. Those of parameters multiply ω, those of what losses
                 read divide their λ; in between, a sweep has a metric of its own.
         """
-        point = _Point(graph, data, values, [])
+        point = _Point(graph, data, values)
         numbers = {v: _numbers(v.shape) for v in graph.parameters}
         outputs = [c for c in graph.constraints if c.out is None]
         losses = [c for c in outputs if c.rule.family == "loss"]
         rows = max(map(_rows, losses or outputs))
+        # Which of the losses' scales are larger counts, not how large they all are: the mean of the
+        # losses of n samples asks for what the loss of a batch of them asks for.
+        scale = functools.reduce(
+            jnp.maximum, (_wide(jnp.max(point.operands(c)[-1])) for c in losses), _wide(0.0)
+        )
+        scale = jnp.where(scale > 0, scale, 1)
         moves: dict[Variable, Array] = {}
         distances: dict[Constraint, Array] = {}
         residuals: dict[Variable, Array] = {}
+        asked_in_all = _wide(0.0)
         for c in outputs:
-            answers = self._output(c, point.operands(c), metric)
+            operands = point.operands(c)
+            if c in losses:
+                operands[-1] = operands[-1] / scale.astype(operands[-1].dtype)
+            answers = self._output(c, operands, metric)
             asked = [answer for answer in answers if answer is not None]
             distances[c] = _squares(asked)
             for (i, view), answer in zip(c.reads, asked, strict=True):
                 if i not in point.own(c, numbers):
                     point.ask(residuals, view, answer)
+                    asked_in_all = asked_in_all + _wide(_squares([answer]))
                     continue
                 # What is said of parameters themselves is no matter of rows: it is done.
                 readers = dict(point.pull(view, jnp.ones_like(answer)))
@@ -131,12 +150,17 @@ class Sweep(eqx.Module):
                     step = step / jnp.maximum(readers[variable], 1)
                     moves[variable] = moves[variable] + step if variable in moves else step
         layers = self._layers(point, residuals, numbers)
-        per_unit = any(not rule.scaled for rule in point.passed)
-        per_unit = per_unit if self.per_unit is None else self.per_unit
-        for layer in layers:
-            steps, moved = self._solve(layer, values, metric, rows, per_unit)
+        solved = [self._solve(layer, values, metric, rows) for layer in layers]
+        factor = _wide(1.0)
+        if self.share is not None:
+            promised = sum((solution.gain for solution in solved), _wide(0.0))
+            allowed = self.share * asked_in_all
+            factor = jnp.where(promised > allowed, allowed / promised, 1.0)
+        for layer, solution in zip(layers, solved, strict=True):
+            moved = jnp.square(factor) * solution.squares
             distances[layer.constraint] = distances.get(layer.constraint, 0.0) + moved
-            for variable, step in steps:
+            for variable, step in solution.moves:
+                step = factor.astype(step.dtype) * step
                 moves[variable] = moves[variable] + step if variable in moves else step
         return moves, distances
 
@@ -168,7 +192,6 @@ class Sweep(eqx.Module):
             operands, residual = point.operands(c), residuals[c.out]
             request = Request(point.values[c.out], residual, c.variable, self.reach)
             answers = c.rule.hand_over(c.params, operands, request)
-            point.passed.append(c.rule)
             own = point.own(c, numbers)
             for i, view in c.reads:
                 if i not in own and answers[i] is not None:
@@ -217,7 +240,7 @@ class Sweep(eqx.Module):
                 [x for x, v in zip(known, variable, strict=True) if not v],
             )
             values = {v: env[(v.repeats or v).value] for v in body.variables}
-            here = _Point(body, env, values, point.passed)
+            here = _Point(body, env, values)
             within: dict[Variable, Array] = {}
             for i, view in enumerate(body.outputs):
                 residual = carried.get(i + first) if i < scan.carries else later.get(i)
@@ -245,9 +268,7 @@ class Sweep(eqx.Module):
             else:
                 point.ask(residuals, view, total)
         places = {v: i for i, v in inputs.items()}
-        # What is fed back adds up over steps, and parameters may move farther for it.
-        pace = 2.0 if carries else 1.0
-        merged = [_over_time(point, layer, constraints[0], places, first, pace) for layer in layers]
+        merged = [_over_time(point, layer, constraints[0], places, first) for layer in layers]
         if outside:
             merged.append(_Layer(None, (), tuple(outside), 1.0, constraints[0]))
         return merged
@@ -272,25 +293,24 @@ class Sweep(eqx.Module):
         values: Mapping[Variable, Array],
         metric: Mapping[Variable, float],
         rows: int,
-        per_unit: bool,
-    ) -> tuple[list[tuple[Variable, Array]], Array]:
-        """What the parameters of one constraint move by, and the sum of the squares of that."""
+    ) -> "_Solution":
+        """What the parameters of one constraint move by."""
         moves: list[tuple[Variable, Array]] = []
-        squares: Any = 0.0
+        squares, gain = _wide(0.0), _wide(0.0)
         if layer.target is not None:
             roots = [math.sqrt(max(metric[base] for base in part.bases)) for part in layer.parts]
             scaled = [part.matrix / root for part, root in zip(layer.parts, roots, strict=True)]
-            target = len(layer.target) / rows * layer.target
-            steps = solve_ridge(scaled, target, self.damping, self.rank)
-            steps = [step / root for step, root in zip(steps, roots, strict=True)]
+            more = len(layer.target) / rows
+            ridge = solve_ridge(scaled, more * layer.target, self.damping, self.rank)
+            steps = [step / root for step, root in zip(ridge.steps, roots, strict=True)]
             count = max(1, sum(part.count for part in layer.parts))
             size = jnp.sqrt(jnp.asarray(sum(part.squares for part in layer.parts)) / count)
-            fan = sum(map(len, steps))
-            factor = self._trusted(size, fan, steps, layer.pace, per_unit)
+            factor = self._trusted(size, sum(map(len, steps)), steps, layer.pace, self.per_unit)
+            gain = gain + _wide(jnp.sum(factor * ridge.gains[None]) / more)
             for part, step in zip(layer.parts, steps, strict=True):
                 moves += part.place(factor * step)
                 lengths = jnp.sum(jnp.square(step), 0, keepdims=True)
-                squares = squares + jnp.sum(jnp.square(factor) * lengths)
+                squares = squares + _wide(jnp.sum(jnp.square(factor) * lengths))
         for e in layer.elements:
             readers = jnp.maximum(jnp.mean(e.readers), 1)
             ridge = metric[e.variable] * self.damping * jnp.mean(e.square) / readers
@@ -298,8 +318,9 @@ class Sweep(eqx.Module):
             step = readers / rows * e.gradient / jnp.where(total > 0, total, 1)
             factor = self._trusted(_rms([values[e.variable]]), e.fan, [step], layer.pace, False)
             moves.append((e.variable, factor * step))
-            squares = squares + jnp.square(factor) * _squares([step])
-        return moves, squares
+            squares = squares + _wide(jnp.square(factor) * _squares([step]))
+            gain = gain + _wide(factor * jnp.sum(step * e.gradient))
+        return _Solution(moves, squares, gain)
 
     def _trusted(
         self, size: Array, fan: int, steps: Sequence[Array], pace: float, per_unit: bool
@@ -312,6 +333,14 @@ class Sweep(eqx.Module):
             length = jnp.sqrt(sum(squares) / fan)
             return jnp.where(length > 0, limit / jnp.maximum(length, tiny), 0.0)
         return jnp.minimum(1.0, limit / jnp.maximum(_rms(steps), tiny))
+
+
+class _Solution(NamedTuple):
+    """What parameters move by, the sum of its squares, and what is promised: ``⟨R, J dθ⟩``."""
+
+    moves: list[tuple[Variable, Array]]
+    squares: Float[Array, ""]
+    gain: Float[Array, ""]
 
 
 class _Part(eqx.Module):
@@ -349,12 +378,11 @@ class _Layer(eqx.Module):
 
 
 class _Point(NamedTuple):
-    """A forward pass, as constraints see it; ``passed`` are the rules gone back through."""
+    """A forward pass, as constraints see it."""
 
     graph: ConsensusGraph
     data: Mapping[Value, Any]
     values: Mapping[Variable, Array]
-    passed: list[Rule]
 
     def operands(self, c: Constraint) -> list[Array]:
         """What a constraint reads."""
@@ -399,7 +427,7 @@ def _layer(
 ) -> _Layer:
     """What a rule says of operands, as of variables."""
     # A view that only moves elements needs no more than what is known while tracing.
-    known = _Point(point.graph, point.graph.program.known, {}, [])
+    known = _Point(point.graph, point.graph.program.known, {})
     parts = []
     for k in block.columns:
         operand, view = operands[k.position], own[k.position]
@@ -433,7 +461,6 @@ def _over_time(
     loop: Constraint,
     places: Mapping[Variable, int],
     fixed: int,
-    pace: float,
 ) -> _Layer:
     """A layer of the body of a scan as one of all its steps, and of the parameters outside.
 
@@ -443,10 +470,9 @@ def _over_time(
         loop: the scan.
         places: which of its operands a variable of the body is.
         fixed: as many of them are the same in every step.
-        pace: the least that the layer has.
     """
     views: Any = loop.operands
-    known = _Point(point.graph, point.graph.program.known, {}, [])
+    known = _Point(point.graph, point.graph.program.known, {})
     parts = []
     for part in layer.parts:
 
@@ -462,7 +488,7 @@ def _over_time(
         said = [jnp.sum(x, 0) if i < fixed else x for x in (e.gradient, e.square, e.readers)]
         elements += _elements(point, views[i], said, e.fan)
     target = None if layer.target is None else _rows_of_all(layer.target)
-    return _Layer(target, tuple(parts), tuple(elements), max(pace, layer.pace), loop)
+    return _Layer(target, tuple(parts), tuple(elements), layer.pace, loop)
 
 
 def _rows_of_all(x: Float[Array, "time rows more"]) -> Float[Array, "time*rows more"]:
@@ -477,6 +503,11 @@ def _numbers(shape: tuple[int, ...]) -> np.ndarray:
 def _rows(c: Constraint) -> int:
     """How many rows an output constraint has: all that is not along its last axis."""
     return math.prod(c.reads[0][1].shape[:-1])
+
+
+def _wide(x: Any) -> Array:
+    """In the type that sums over layers are kept in, which may be of several."""
+    return jnp.asarray(x, jnp.result_type(float))
 
 
 def _squares(arrays: Iterable[Array]) -> Array:

@@ -74,7 +74,6 @@ class Staircase(Elementwise):
 
     family = "discrete"
     exactness = "exact, the nearest of few pieces"
-    scaled = False
 
     def __init__(
         self,
@@ -191,7 +190,6 @@ class Steps(Staircase):
     """
 
     exactness = "exact, the nearest of few steps"
-    scaled = True
 
     def __init__(self, function: Callable[..., Array], lower: float, upper: float):
         super().__init__(function, self._levels_near, self._step)

@@ -24,7 +24,7 @@ def expected(matrix, target, damping):
 
 def solved(matrices, target, damping, rank):
     arrays = [jnp.asarray(m) for m in matrices]
-    return np.concatenate(solve_ridge(arrays, jnp.asarray(target), damping, rank))
+    return np.concatenate(solve_ridge(arrays, jnp.asarray(target), damping, rank).steps)
 
 
 @pytest.mark.parametrize("rank", [None, 64])
@@ -76,7 +76,7 @@ def test_inputs_that_are_nothing_or_huge():
 
 def test_narrow_types_come_back():
     matrix, target = problem(30, 40, np.geomspace(1, 0.1, 30))
-    (got,) = solve_ridge(
+    (got,), _ = solve_ridge(
         [jnp.asarray(matrix, jnp.bfloat16)], jnp.asarray(target, jnp.bfloat16), 10.0, 16
     )
     assert got.dtype == jnp.bfloat16

@@ -13,6 +13,8 @@ from pjax_trace.registry import Request, rule_for
 from .models import LABELS, MODELS
 
 FAR = 1e9  # a trust region that nothing reaches
+# The regularised least-squares solution as it is.
+FREE: dict = {"trust": FAR, "share": None, "per_unit": False}
 
 
 def normal(seed, *shape):
@@ -52,7 +54,7 @@ def test_a_dense_layer_and_its_bias_are_least_squares(samples):
         w, b = params
         return pjax.losses.squared_error(x @ w + b[None], target)
 
-    moved, info = sweep(fit, (w, b), x, strength=2.0, damping=0.3, trust=FAR, rank=None)
+    moved, info = sweep(fit, (w, b), x, strength=2.0, damping=0.3, rank=None, **FREE)
     residual = (target - (x @ w + b)) * 2 / 3  # the proximal step with λ = 2
     expected = move_of(lambda w, b: x @ w + b[None], [w, b], residual, 0.3, samples)
     for got, want in zip(moved, expected, strict=True):
@@ -72,7 +74,7 @@ def test_several_products_of_a_sum_are_solved_together():
         return pjax.losses.squared_error(x @ v + jnp.einsum("nk,mk->nm", y, w) - b[None], target)
 
     target = normal(5, 9, 4)
-    moved, _ = sweep(fit, (v, w, b), x, y, target, strength=1.0, damping=0.1, trust=FAR)
+    moved, _ = sweep(fit, (v, w, b), x, y, target, strength=1.0, damping=0.1, **FREE)
     residual = (target - np.asarray(apply(v, w, b))) / 2
     for got, want in zip(moved, move_of(apply, [v, w, b], residual, 0.1, 9), strict=True):
         np.testing.assert_allclose(got, want, atol=2e-5)
@@ -90,7 +92,7 @@ def test_a_convolution_and_its_bias_are_least_squares(stride):
         out = _convolve(images, params[0], stride) + params[1][None, :, None, None]
         return pjax.losses.squared_error(jnp.moveaxis(out, 1, -1), np.moveaxis(target, 1, -1))
 
-    free = {"trust": FAR, "rank": None}
+    free = {"rank": None, **FREE}
     moved, _ = sweep(fit, (kernel, bias), images, strength=1.0, damping=0.2, **free)
     residual = np.moveaxis((target - np.asarray(apply(kernel, bias))) / 2, 1, -1)
 
@@ -112,7 +114,7 @@ def test_weights_of_the_metric_damp_and_harden():
     def fit(params, x):
         return pjax.losses.squared_error(x @ params["w"] + x @ params["v"], target)
 
-    solver = pjax.Sweep(strength=1.0, damping=0.5, trust=FAR)
+    solver = pjax.Sweep(strength=1.0, damping=0.5, **FREE)
     metric = pjax.Metric(outputs=3.0, paths={"params['w']": 4.0})
     step = pjax.project(fit, solver=solver, metric=metric, acceleration=())
     new, _ = step({"w": w, "v": v}, x)
@@ -129,8 +131,8 @@ def test_the_trust_region_shortens_a_layer_as_a_whole():
     def fit(params, x):
         return pjax.losses.squared_error(x @ params[0] + params[1][None], target)
 
-    free, _ = sweep(fit, (w, b), x, trust=FAR)
-    short, _ = sweep(fit, (w, b), x, trust=1e-2)
+    free, _ = sweep(fit, (w, b), x, **FREE)
+    short, _ = sweep(fit, (w, b), x, **FREE | {"trust": 1e-2})
     both = np.concatenate([short[0].ravel(), short[1]])
     size = max(np.sqrt(np.mean(w**2)), np.sqrt(2 / 4))  # three inputs, and the bias
     assert np.sqrt(np.mean(both**2)) == pytest.approx(1e-2 * size, rel=1e-3)
@@ -150,7 +152,7 @@ def test_zero_weights_and_zero_inputs_move_and_stay():
 
 
 # With heavy damping a layer's move is along its cotangent, and near targets make those gradients.
-LIMIT = {"strength": 0.1, "damping": 300.0, "trust": FAR, "reach": 1e-3}
+LIMIT = {"strength": 0.1, "damping": 300.0, "reach": 1e-3, **FREE}
 # A choice by a variable asks its boolean, too, which has no gradient.
 DISCRETE = {"sign", "round", "ternary weights"}
 QUICK = {"relu", "attention"}
@@ -273,7 +275,7 @@ def test_a_scan_is_one_block_of_all_its_steps():
     def flat(w, x, noise):
         return pjax.losses.squared_error(x @ w + noise, target)
 
-    noise, options = normal(3, 5, 2, 3), {"damping": 0.3, "trust": FAR}
+    noise, options = normal(3, 5, 2, 3), {"damping": 0.3, **FREE}
     found, _ = sweep(fit, w, x, noise, **options)
     expected, _ = sweep(flat, w, x, noise, **options)
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -312,7 +314,8 @@ def test_learns_below_what_has_no_derivative(activation):
     def fit(w, x, labels):
         return pjax.losses.cross_entropy(activation(x @ w) @ frozen, labels)
 
-    train = pjax.project(fit, solver=pjax.Sweep(trust=1e-2))
+    # What a choice between constants is said to gain is no derivative, so there is no share of it.
+    train = pjax.project(fit, solver=pjax.Sweep(trust=1e-2, damping=10.0, share=None))
     w = 0.5 * normal(2, 8, 32)
     before, state = float(fit(w, x, labels)), train.init(w)
     for _ in range(60):
@@ -325,13 +328,48 @@ def test_per_unit_steps_are_of_one_length():
         return pjax.losses.squared_error(jnp.sign(x @ w) @ jnp.ones((4, 2)), y)
 
     x, w, y = normal(0, 30, 3), normal(1, 3, 4), normal(2, 30, 2)
-    moved, _ = sweep(fit, w, x, y, trust=0.1)
+    moved, _ = sweep(fit, w, x, y, trust=0.1, share=None)
     length = 0.1 * max(np.sqrt(np.mean(w**2)), np.sqrt(2 / 3))
     np.testing.assert_allclose(np.sqrt(np.mean(moved**2, 0)), length, rtol=1e-3)
-    free, _ = sweep(fit, w, x, y, trust=FAR, per_unit=False)
+    free, _ = sweep(fit, w, x, y, **FREE)
     np.testing.assert_allclose(
         moved / np.linalg.norm(moved, axis=0), free / np.linalg.norm(free, axis=0), atol=1e-3
     )
+
+
+def test_all_layers_together_promise_no_more_than_their_share():
+    x, y = normal(0, 20, 3), normal(1, 20, 2)
+    w, v = normal(2, 3, 8), normal(3, 8, 2)
+
+    def scores(params):
+        return jnp.tanh(x @ params[0]) @ params[1]
+
+    def fit(params, x, y):
+        return pjax.losses.squared_error(scores(params), y)
+
+    free, _ = sweep(fit, (w, v), x, y, trust=0.5, share=None)
+    asked = np.asarray(y - scores((w, v))) * 5 / 6  # the proximal step with λ = 5
+    promised = np.sum(asked * np.asarray(jax.jvp(scores, ((w, v),), (tuple(free),))[1]))
+    share = 0.5 * promised / np.sum(asked**2)
+    short, _ = sweep(fit, (w, v), x, y, trust=0.5, share=float(share))
+    for one, other in zip(short, free, strict=True):
+        np.testing.assert_allclose(one, 0.5 * other, rtol=0.05)
+    enough, _ = sweep(fit, (w, v), x, y, trust=0.5, share=float(3 * share))
+    for one, other in zip(enough, free, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_the_mean_over_samples_asks_for_what_a_batch_asks():
+    x, y, w = normal(0, 6, 3), normal(1, 6, 2), normal(2, 3, 2)
+
+    def batch(w, x, y):
+        return pjax.losses.squared_error(x @ w, y)
+
+    def samples(w, x, y):
+        return jnp.mean(jax.vmap(lambda x, y: pjax.losses.squared_error(x @ w, y))(x, y))
+
+    one, other = sweep(batch, w, x, y)[0], sweep(samples, w, x, y)[0]
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
 
 
 def test_what_it_does_not_do():
@@ -354,7 +392,7 @@ def test_what_it_does_not_do():
 
     with pytest.raises(TraceError, match="returns a boolean or complex value that depends on"):
         sweep(truth, jnp.eye(3), normal(0, 4, 3))
-    for name in ("strength", "damping", "trust", "reach"):
+    for name in ("strength", "damping", "trust", "share", "reach"):
         with pytest.raises(InputError, match=f"Sweep: {name} must be a positive number, not 0"):
             pjax.Sweep(**{name: 0})
 

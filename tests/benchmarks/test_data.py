@@ -4,7 +4,8 @@ import struct
 import numpy as np
 import pytest
 
-from benchmarks.data import DataError, batches, load
+from benchmarks.data import DataError, Dataset, batches, hold_out, load
+from benchmarks.formats import higgs_file
 
 NAMES = {
     "images": "train-images-idx3-ubyte.gz",
@@ -61,7 +62,239 @@ def test_real_mnist(data_dir):
     ]
 
 
-@pytest.mark.parametrize("name", ["mnist", "shakespeare"])
+def cifar(labels) -> bytes:
+    """Records whose pixels count up: red, green and blue planes."""
+    pixels = bytes(i % 256 for i in range(3072))
+    return b"".join(bytes([label]) + pixels for label in labels)
+
+
+@pytest.fixture
+def small_cifar(tmp_path):
+    """A folder with CIFAR-10's six files, of one to five and of two images."""
+    for i in range(1, 6):
+        (tmp_path / f"data_batch_{i}.bin").write_bytes(cifar(range(i)))
+    (tmp_path / "test_batch.bin").write_bytes(cifar([9, 3]))
+    return tmp_path
+
+
+def test_cifar_reads_as_many_records_as_there_are(small_cifar, capsys):
+    data = load("cifar10", small_cifar)
+    assert data.train_x.shape == (15, 3, 32, 32) and data.train_x.dtype == np.float32
+    assert data.train_y.tolist() == [0, 0, 1, 0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3, 4]
+    assert data.test_y.tolist() == [9, 3] and data.classes == 10
+    assert data.test_x[0, 1, 0, :3].tolist() == pytest.approx([0, 1 / 255, 2 / 255])
+    assert "holds 15 + 2 images of CIFAR-10's 50000 + 10000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("data_batch_3.bin", None, "is missing: expected a file of CIFAR-10.*cifar-10-binary"),
+        ("data_batch_3.bin", cifar([1, 2])[:-1], "holds 6145 bytes, which is no multiple of 3073"),
+        ("test_batch.bin", b"", "holds 0 bytes"),
+        ("test_batch.bin", cifar([10]), "holds the label 10; expected 0 to 9"),
+    ],
+)
+def test_bad_records_are_named(small_cifar, name, content, says):
+    path = small_cifar / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(DataError, match=says) as raised:
+        load("cifar10", small_cifar)
+    assert str(path) in str(raised.value)
+
+
+FEATURES = [f"feature_{i}" for i in range(28)]
+
+
+def higgs_rows(count: int, label_first: bool) -> list[str]:
+    """Rows of a table; the features are the row's number, the label whether it is odd."""
+    rows = []
+    for i in range(count):
+        features = [f"{i}.5"] * 28
+        cells = [f"{i % 2}.0", *features] if label_first else [*features, str(i % 2)]
+        rows.append(",".join(cells) + "\n")
+    return rows
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("header", [None, [*FEATURES, "Label"]])
+def test_higgs_is_shuffled_and_its_end_is_held_out(tmp_path, header, packed, capsys):
+    lines = higgs_rows(2010, label_first=header is None)
+    text = "".join([",".join(header) + "\n" if header else "", *lines]).encode()
+    name = "HIGGS.csv" if header is None else "HIGGS_2k.csv"
+    (tmp_path / (name + ".gz" * packed)).write_bytes(gzip.compress(text) if packed else text)
+    data, again = load("higgs", tmp_path), load("higgs", tmp_path)
+    assert data.train_x.shape == (10, 28) and data.test_x.shape == (2000, 28)
+    rows = np.concatenate([data.train_x, data.test_x])
+    assert sorted(rows[:, 0] - 0.5) == list(range(2010)) and np.ptp(rows, axis=1).max() == 0
+    assert np.array_equal(data.test_x[:, 3] % 2 > 1, data.test_y)
+    assert np.any(np.diff(rows[:, 0]) < 0) and np.array_equal(data.train_x, again.train_x)
+    assert "holds 2010 rows of HIGGS's 11000000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (None, "HIGGS.csv.gz is missing: expected the table of HIGGS, from https"),
+        ([], "is empty"),
+        ([",".join([*FEATURES, "signal"]) + "\n"], "line 1: .*found 29 names, 0 of them a label's"),
+        (["1" + ",nan" * 28 + "\n"], "line 1: 'nan' is no finite number"),
+        (["1" + ",2" * 28 + "\n", "1" + ",2" * 27 + ",x\n"], "line 2: 'x' is no finite number"),
+        (["1" + ",2" * 28 + "\n", "1" + ",2" * 27 + ",\n"], "line 2: '' is no finite number"),
+        (["1" + ",2" * 28 + "\n", "1" + ",2" * 9 + "\n"], "line 2: 10 cells; expected 29"),
+        (["1" + ",2" * 28 + "\n", "1" + ",2" * 28], "does not end its line 2: it is truncated"),
+        (["2" + ",2" * 28 + "\n"], "line 1: the label is 2; expected 0 or 1"),
+        (higgs_rows(2000, label_first=True), "holds 2000 rows; the last 2000 are to test on"),
+    ],
+)
+def test_bad_tables_are_named(tmp_path, lines, says):
+    if lines is not None:
+        (tmp_path / "HIGGS.csv").write_text("".join(lines))
+    with pytest.raises(DataError, match=says) as raised:
+        load("higgs", tmp_path)
+    assert str(tmp_path / "HIGGS.csv") in str(raised.value)
+
+
+def test_truncated_archives_of_tables_are_named(tmp_path):
+    packed = gzip.compress("".join(higgs_rows(2010, label_first=True)).encode())
+    (tmp_path / "HIGGS.csv.gz").write_bytes(packed[:-20])
+    with pytest.raises(DataError, match="HIGGS.csv.gz cannot be read as a table"):
+        load("higgs", tmp_path)
+
+
+def test_the_whole_table_is_preferred_to_its_parts(tmp_path):
+    for name in ("HIGGS_1.csv", "HIGGS_2.csv.gz"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match="holds HIGGS_1.csv, HIGGS_2.csv.gz: leave one"):
+        higgs_file(tmp_path)
+    (tmp_path / "HIGGS.csv.gz").touch()
+    assert higgs_file(tmp_path).name == "HIGGS.csv.gz"
+
+
+@pytest.mark.parametrize("name", ["cifar10", "higgs"])
+def test_real_subsets(name, data_dir):
+    data = load(name, data_dir)
+    assert (len(data.train_x), len(data.test_x)) == {"cifar10": (4660, 932), "higgs": (8984, 2000)}[
+        name
+    ]
+    parts = hold_out(name, data)
+    assert len(parts.validation_x) == len(data.train_x) // 10
+    axes = (0, *range(2, data.train_x.ndim))
+    np.testing.assert_allclose(parts.data.train_x.mean(axes), 0, atol=1e-5)
+    np.testing.assert_allclose(parts.data.train_x.std(axes), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "beginning", "says"),
+    [
+        (1115394, b"Second Citizen:", "is damaged or truncated"),
+        (900000, b"First Citizen:\nBefore we proceed any", "is damaged or truncated.*MD5"),
+        (900000, b"Second Citizen:", None),
+    ],
+)
+def test_tiny_shakespeare_is_whole_or_refused(tmp_path, capsys, size, beginning, says):
+    (tmp_path / "input.txt").write_bytes(beginning.ljust(size, b"x"))
+    if says is None:
+        load("shakespeare", tmp_path)
+        assert "input.txt is not the publisher's file" in capsys.readouterr().err
+    else:
+        with pytest.raises(DataError, match=says):
+            load("shakespeare", tmp_path)
+
+
+def test_other_files_in_the_format_of_mnist_are_not_accepted_silently(small_mnist, capsys):
+    load("mnist", small_mnist)
+    assert capsys.readouterr().err.count("is not the publisher's file") == 4
+
+
+def test_files_of_the_size_of_mnists_with_other_content_are_damaged(small_mnist):
+    path = small_mnist / NAMES["test labels"]
+    path.write_bytes(padded(idx(np.arange(5)), 4542))
+    with pytest.raises(DataError, match="is damaged or truncated: .* MD5 checksum"):
+        load("mnist", small_mnist)
+
+
+def padded(packed: bytes, size: int) -> bytes:
+    """A gzip file of that size with the same content: zeros after its end are no content."""
+    return packed.ljust(size, b"\0")
+
+
+def test_validation_is_drawn_from_the_training_part():
+    x, y = np.arange(40, dtype=np.float32)[:, None], np.arange(40, dtype=np.int32)
+    data = Dataset(x, y, x + 100, y)
+    parts, again = hold_out("mnist", data), hold_out("mnist", data)
+    assert len(parts.validation_x) == 4 and len(parts.data.train_x) == 36
+    assert sorted([*parts.validation_y, *parts.data.train_y]) == list(range(40))
+    assert np.array_equal(parts.validation_x, again.validation_x)
+    assert np.array_equal(parts.validation_x[:, 0], parts.validation_y)
+    assert np.array_equal(parts.data.test_x, x + 100)  # MNIST is left as it is.
+
+
+def test_statistics_are_those_of_the_training_part():
+    x = np.random.default_rng(0).normal(3, 2, (50, 2)).astype(np.float32)
+    x[:, 1] = 7  # What does not vary is only moved to 0.
+    y = np.zeros(50, np.int32)
+    parts = hold_out("higgs", Dataset(x, y, np.full((1, 2), 3, np.float32), y[:1]))
+    np.testing.assert_allclose(parts.data.train_x.mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(parts.data.train_x.std(0), [1, 0], atol=1e-6)
+    held = np.isin(x[:, 0], x[np.random.default_rng(0).permutation(50)[:5], 0])
+    mean, deviation = x[~held, 0].mean(), x[~held, 0].std()
+    np.testing.assert_allclose(
+        parts.validation_x[:, 0].std(), x[held, 0].std() / deviation, rtol=1e-4
+    )
+    np.testing.assert_allclose(parts.data.test_x[0], [(3 - mean) / deviation, -4], atol=1e-5)
+
+
+def test_validation_of_a_text_is_its_end_and_overlaps_nothing(tmp_path):
+    letters = "".join(chr(0x4E00 + i) for i in range(500))  # Each is there once.
+    (tmp_path / "input.txt").write_text(letters, encoding="utf-8")
+    parts = hold_out("shakespeare", load("shakespeare", tmp_path, length=4))
+    trained = set(parts.data.train_x.ravel()) | set(parts.data.train_y.ravel())
+    held = set(parts.validation_x.ravel()) | set(parts.validation_y.ravel())
+    assert not trained & held and max(trained) < min(held) and max(held) < 400
+    assert parts.validation_x.shape == (10, 4) and np.all(np.diff(parts.validation_x[:, 0]) == 4)
+
+
+def test_fingerprints_tell_data_apart():
+    x, y = np.zeros((5, 2), np.float32), np.arange(5, dtype=np.int32)
+    same, others = Dataset(x, y, x, y), [Dataset(x + 1, y, x, y), Dataset(x, y[::-1], x, y)]
+    prints = [data.fingerprint for data in (same, Dataset(x, y, x, y), *others)]
+    assert prints[0] == prints[1] and len(set(prints)) == 3
+
+
+def test_what_is_missing_is_fetched_for_those_who_ask(tmp_path, monkeypatch, capsys):
+    def fetch_openml(title, *, data_home, **_):
+        assert title == "higgs" and data_home == str(tmp_path)
+        x = np.ones((2011, 28))
+        x[-1, 5] = np.nan
+        return x, np.array(["0", "1.0"] + ["1"] * 2009, object)
+
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch_openml)
+    with pytest.raises(DataError, match="is missing"):
+        load("higgs", tmp_path)
+    data = load("higgs", tmp_path, download=True)
+    assert data.train_x.shape == (10, 28) and data.train_x.dtype == np.float32
+    assert sorted([*data.train_y, *data.test_y])[:2] == [0, 1]
+    said = capsys.readouterr().err
+    assert f"fetching higgs, version 2, from openml.org into {tmp_path}" in said
+    assert "1 rows of OpenML's higgs have missing values and are left out" in said
+
+
+def test_without_a_network_nothing_is_fetched(tmp_path, monkeypatch):
+    def fetch_openml(*_, **__):
+        raise OSError("no\nnetwork")
+
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch_openml)
+    with pytest.raises(DataError, match="^CIFAR_10 cannot be fetched .*: OSError: no network$"):
+        load("cifar10", tmp_path, download=True)
+    with pytest.raises(DataError, match="input.txt is missing: .*OpenML does not have it"):
+        load("shakespeare", tmp_path, download=True)
+    (tmp_path / "data_batch_1.bin").write_bytes(b"damaged")
+    with pytest.raises(DataError, match="no multiple"):  # What is damaged is not fetched over.
+        load("cifar10", tmp_path, download=True)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "higgs", "shakespeare"])
 def test_files_need_a_folder(name):
     with pytest.raises(DataError, match=f"{name} is read from files: .*--data-dir"):
         load(name)
@@ -162,6 +395,14 @@ def test_batches_cover_an_epoch_and_repeat_by_seed():
     assert any(
         not np.array_equal(a[1], b[1]) for a, b in zip(again[:3], again[3:], strict=True)
     )  # The next epoch has an order of its own.
+
+
+def test_batches_go_on_where_others_were_left():
+    x, y = np.arange(10, dtype=np.float32)[:, None], np.arange(10, dtype=np.int32)
+    drawn = [y.tolist() for _, (_, y) in zip(range(12), batches(x, y, 3, seed=4), strict=False)]
+    for skip in range(8):
+        _, first = next(batches(x, y, 3, seed=4, skip=skip))
+        assert first.tolist() == drawn[skip]
 
 
 @pytest.mark.parametrize("size", [0, 11])

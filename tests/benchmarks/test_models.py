@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import pjax_trace as pjax
-from benchmarks.models import ACTIVATIONS, MODELS, Residual, cnn, gru, mlp
+from benchmarks.models import ACTIVATIONS, MODELS, Residual, cnn, gru, mlp, rnn
 
 
 def test_mlp_starts_he_normal_with_zero_biases():
@@ -90,6 +90,36 @@ def test_gru_steps_its_cell():
         hidden = model.cell(model.embedding.weight[symbol], hidden)
     expected = model.linear(hidden)
     np.testing.assert_allclose(model(jnp.array([2, 5]))[-1], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_tanh_layers_step_and_skip():
+    plain, skipped = (rnn(jax.random.key(0), [7, 4, 4, 7], skip) for skip in (False, True))
+    x = plain.embedding.weight[jnp.array([2, 5])]
+    for model in (plain, skipped):
+        inputs = x
+        for layer in model.layers:
+            hidden, out = jnp.zeros(4), []
+            for letter in inputs:
+                hidden = jnp.tanh(layer.inputs(letter) + layer.recurrence.weight @ hidden)
+                out.append(hidden + letter if model is skipped else hidden)
+            inputs = jnp.stack(out)
+        expected = model.linear(inputs[-1])
+        np.testing.assert_allclose(model(jnp.array([2, 5]))[-1], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_cnn_skips_what_it_shrinks():
+    plain, skipped = (cnn(jax.random.key(0), [1, 3, 3, 10], skip=skip) for skip in (False, True))
+    x = jax.random.uniform(jax.random.key(1), (1, 7, 7))
+    first, second = (layer for layer in plain.layers if isinstance(layer, eqx.nn.Conv2d))
+    hidden = jax.nn.relu(first(x))
+    pooled = jnp.max(jax.nn.relu(second(hidden)) + hidden[:, ::2, ::2], (1, 2))
+    np.testing.assert_allclose(skipped(x), plain.layers[-1](pooled), rtol=1e-5, atol=1e-6)
+
+
+def test_models_know_what_they_read():
+    assert MODELS["mlp"].can_read("higgs") and not MODELS["mlp"].can_read("shakespeare")
+    assert MODELS["rnn"].can_read("shakespeare") and not MODELS["rnn"].can_read("digits")
+    assert MODELS["cnn"].can_read("cifar10") and not MODELS["cnn"].can_read("higgs")
 
 
 def test_every_model_is_made_of_its_sizes():

@@ -1,0 +1,281 @@
+"""Projections and gradients on the same networks and data: ``python -m benchmarks.comparison``.
+
+Whatever the optimizer, a run of a seed has the same start, the same batches and the same
+measurements: every few updates on a validation part that is never trained on, and at the end, once,
+on the test part, with the parameters that were best in validation. Averages of parameters are kept
+and reported beside them where a method has them. Compiling and measuring are no part of the
+training time. Operations are counted in the traced update, see benchmarks/flops.py.
+
+A finished run is a row of the log file. In the folder beside it (``results.runs`` for
+``results.csv``) every run has a file, a checkpoint while it goes on: --resume leaves out what is
+finished and goes on with what is not, bit for bit as if nothing had happened. Options may be
+written with underscores, too.
+"""
+
+import argparse
+import contextlib
+import functools
+import signal
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+import pjax_trace as pjax
+from benchmarks import flops
+from benchmarks.data import DataError, Parts, batches, hold_out, load
+from benchmarks.methods import Method, adam, default, projections, sgd
+from benchmarks.models import MODELS
+from benchmarks.options import CONFIGURATION, TITLES, parse
+from benchmarks.records import RecordError, Records, run_id
+from benchmarks.running import accuracy, chosen_setting
+from benchmarks.runs import Run, Task, begin, best, train
+from benchmarks.tables import format_table, spread
+
+__all__ = ["COLUMNS", "main"]
+
+RESULTS = (
+    *("validation", "test", "validation_averaged", "test_averaged"),
+    *("best_update", "best_update_averaged", "updates", "samples", "flops", "ended"),
+    *("train_seconds", "compile_seconds", "tune_seconds", "parameters", "jax"),
+)
+COLUMNS = ("run", *CONFIGURATION, *RESULTS)
+
+SUMMARY = {
+    "": "",
+    "runs": "d",
+    "test [%]": "",
+    "averaged [%]": "",
+    "validation [%]": "",
+    "updates": ".0f",
+    "training [s]": ".1f",
+    "compilation [s]": ".1f",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = parse(argv, __doc__)
+    try:
+        parts = read(options)
+        options.data = parts.data.fingerprint
+        records = Records(options.log_file, COLUMNS)
+        with terminations_as_interrupts():
+            runs = [compare(options, seed, parts, records) for seed in seeds(options)]
+    except (DataError, RecordError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (pjax.PjaxError, jax.errors.JaxRuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command with --resume goes on from there", file=sys.stderr)
+        return 130
+    rows = {row["run"]: row for row in records.rows()}  # Of a run done twice the last one counts.
+    print(format_table([summary([rows[run] for run in runs])], SUMMARY))
+    print(f"means and standard deviations of seeds {', '.join(map(str, seeds(options)))}")
+    return 0
+
+
+def read(options: argparse.Namespace) -> Parts:
+    """The data of the options, in parts.
+
+    Raises:
+        DataError: if they cannot be read, or a batch cannot be drawn from them.
+    """
+    length = options.seq_len or 0
+    data = load(options.dataset, options.data_dir, length, download=options.download)
+    parts = hold_out(options.dataset, data)
+    batches(parts.data.train_x, parts.data.train_y, options.batch_size, seed=0)
+    return parts
+
+
+def seeds(options: argparse.Namespace) -> range:
+    """Those of the runs."""
+    return range(options.seed, options.seed + options.num_runs)
+
+
+@contextlib.contextmanager
+def terminations_as_interrupts() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def configuration(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """What decides what comes of the run of a seed."""
+    values = {name: getattr(options, name) for name in CONFIGURATION}
+    return values | {"dataset": TITLES.get(options.dataset, options.dataset), "seed": seed}
+
+
+def compare(options: argparse.Namespace, seed: int, parts: Parts, records: Records) -> str:
+    """Do the run of a seed, or what is left of it; returns its name."""
+    config = configuration(options, seed)
+    name = run_id(config)
+    if options.resume and any(row["run"] == name for row in records.rows()):
+        print(f"run {name}, seed {seed}: finished already", file=sys.stderr)
+        return name
+    found = records.figures(name) if options.resume and records.file(name).exists() else None
+    if found is not None and found.get("configuration") != config:
+        raise RecordError(f"{records.file(name)} is of another configuration; remove it")
+    if not options.resume and records.file(name).exists():
+        print(f"run {name}, seed {seed}: starts over, without --resume", file=sys.stderr)
+    rate, tuning = options.learning_rate, 0.0
+    if found is not None:
+        rate, tuning = found["learning_rate"], found["tune_seconds"]
+    elif options.tune:
+        rate, tuning = tuned(options, parts, records)
+    task = task_of(options, seed, parts, rate)
+    run = begin(task)
+    fixed = {"configuration": config, "learning_rate": rate, "tune_seconds": tuning}
+    if found is None:
+        batch = next(batches(parts.data.train_x, parts.data.train_y, options.batch_size, seed))
+        assert task.method.step is not None
+        fixed["flops"] = flops.count(task.method.step, run.model, run.state, *batch)
+    else:
+        run.restore(*records.load(name, run.arrays))
+        fixed["flops"] = found["flops"]
+        print(f"run {name}, seed {seed}: goes on after update {run.updates}", file=sys.stderr)
+
+    title = f"{config['dataset']} {options.model_type} {task.method.name}, seed {seed}"
+    with tqdm(total=options.max_steps, initial=run.updates, desc=title, unit="update") as bar:
+
+        def kept():
+            records.save(name, run.figures | fixed, run.arrays)
+            now = run.history[-1]
+            averaged = "" if now.averaged is None else f", averaged {now.averaged:.2%}"
+            bar.set_postfix_str(f"validation {now.accuracy:.2%}{averaged}", refresh=False)
+            bar.update(run.updates - bar.n)
+
+        train(task, run, kept)
+    records.append({"run": name} | config | results(task, run, fixed))
+    return name
+
+
+def results(task: Task, run: Run, fixed: dict[str, Any]) -> dict[str, Any]:
+    """The results of a finished run; the test part is touched here and nowhere else."""
+    raw, averaged = best(run.history), best(run.history, averaged=True)
+    assert raw is not None
+    test = task.parts.data.test_x, task.parts.data.test_y
+    return {
+        "learning_rate": fixed["learning_rate"],
+        "validation": raw.accuracy,
+        "test": accuracy(run.best, *test),
+        "validation_averaged": averaged and averaged.averaged,
+        "test_averaged": averaged and accuracy(run.best_averaged, *test),
+        "best_update": raw.batches,
+        "best_update_averaged": averaged and averaged.batches,
+        "updates": run.updates,
+        "samples": run.updates * task.batch_size,
+        "flops": run.updates * fixed["flops"],
+        "ended": run.ended,
+        "train_seconds": run.seconds,
+        "compile_seconds": run.compile_seconds,
+        "tune_seconds": fixed["tune_seconds"],
+        "parameters": sum(x.size for x in jax.tree.leaves(run.best) if hasattr(x, "size")),
+        "jax": jax.__version__,
+    }
+
+
+def task_of(
+    options: argparse.Namespace, seed: int, parts: Parts, rate: float | None, **other: Any
+) -> Task:
+    """The task of the options; ``other`` replaces some of its parts."""
+    made = MODELS[options.model_type]
+    sizes = made.sizes_for(parts.data, options.hidden_features)
+    task = Task(
+        parts,
+        functools.partial(made.make, jax.random.key(seed), sizes, skip=options.skip),
+        method(options, rate),
+        seed,
+        options.batch_size,
+        options.eval_every,
+        options.max_steps,
+        options.max_seconds,
+        options.patience,
+    )
+    return task._replace(**other)
+
+
+def method(options: argparse.Namespace, rate: float | None) -> Method:
+    """The optimizer of the options."""
+    name = options.optimizer
+    loss = "margin" if options.margin_loss else "cross_entropy"
+    if name == "default":
+        return default(loss)
+    if rate is not None:
+        return {"sgd": sgd, "adam": adam}[name](rate, loss)
+    return projections(
+        name,
+        chosen_setting(options),
+        steps=options.steps_per_update,
+        granularity=options.granularity,
+        schedule=options.schedule,
+        beta=options.dm_beta,
+        loss=loss,
+    )
+
+
+def tuned(options: argparse.Namespace, parts: Parts, records: Records) -> tuple[float, float]:
+    """The learning rate that is best in validation after a short run, and the seconds of all runs.
+
+    The runs have the seed 0, so that every run of a configuration has the same rate; what was found
+    is kept in a file of the folder of the runs.
+    """
+    config = configuration(options, seed=0)
+    name = "tuned-" + run_id(config)
+    if options.resume and records.file(name).exists():
+        found = records.figures(name)
+        return found["learning_rate"], found["tune_seconds"]
+    steps = options.tune_steps
+    reached: dict[float, float] = {}
+    seconds = 0.0
+    for rate in tqdm(options.tune, desc=f"learning rates, {steps} updates each", unit="rate"):
+        task = task_of(options, 0, parts, rate, max_steps=steps, patience=None, max_seconds=None)
+        run = begin(task)
+        train(task, run)
+        found = best(run.history)
+        reached[rate], seconds = found.accuracy if found else 0.0, seconds + run.seconds
+    rate = max(reached, key=reached.__getitem__)
+    shown = ", ".join(f"{rate:g}: {found:.2%}" for rate, found in reached.items())
+    print(f"validation after {steps} updates by learning rate: {shown}", file=sys.stderr)
+    figures = {"configuration": config, "learning_rate": rate, "tune_seconds": seconds}
+    records.save(name, figures | {"reached": list(reached.items())}, ())
+    return rate, seconds
+
+
+def summary(rows: Sequence[dict[str, str]]) -> dict[str, Any]:
+    """The line of a table that sums up runs of a configuration."""
+
+    def numbers(name: str) -> list[float]:
+        return [float(row[name]) for row in rows if row[name]]
+
+    def mean(name: str) -> float | None:
+        return statistics.mean(numbers(name)) if numbers(name) else None
+
+    first = rows[0]
+    values = (
+        f"{first['dataset']}, {first['model_type']}, {first['optimizer']}",
+        len(rows),
+        spread(numbers("test")),
+        spread(numbers("test_averaged")),
+        spread(numbers("validation")),
+        mean("updates"),
+        mean("train_seconds"),
+        mean("compile_seconds"),
+    )
+    return dict(zip(SUMMARY, values, strict=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
