@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from pjax_trace.graph import ConsensusGraph, Constraint, Variable, View
@@ -41,7 +42,7 @@ class Problem:
         factors: Mapping[str, float] | None = None,
     ):
         self.graph = graph
-        self.data = data
+        self.data = _walled(graph, data)
         self.start = start
         self.product = product
         own = {c: (factors or {}).get(c.name, 1.0) for c in graph.constraints}
@@ -61,7 +62,7 @@ class Problem:
             for position, view in c.reads:
                 if view.offset:
                     zeros = [jnp.zeros(base.shape, base.dtype) for base in view.bases]
-                    self.offsets[c, position] = view(data, *zeros)
+                    self.offsets[c, position] = view(self.data, *zeros)
         self.masses: dict[Variable, Array] = {}
         self._unread: dict[Variable, Array | None] = {}
         self._weigh()
@@ -78,6 +79,7 @@ class Problem:
                 mass = mass.astype(view.out.dtype)
                 if not view.identity:
                     ones = [jnp.ones(base.shape, base.dtype) for base in view.bases]
+                    # 0 where data hide what is read, as a mask of -1e9 does.
                     slope = view(self.data, *ones) - self.offsets.get((c, position), 0.0)
                     mass = mass * slope
                 for base, total in zip(view.bases, self.pull(view, mass), strict=True):
@@ -88,7 +90,10 @@ class Problem:
     def _settle(self, variable: Variable, totals: Mapping[Variable, Array]) -> None:
         readers = self.graph.readers[variable]
         views = [c.operands[i] for c, i in readers]
-        surely_read = any(isinstance(view, View) and view.total for view in views)
+        known = self.graph.program.known
+        surely_read = any(
+            isinstance(v, View) and v.total and not _may_hide(v, known) for v in views
+        )
         surely_read |= self.product and variable in self.outs
         mass = totals.get(variable)
         if mass is None:
@@ -163,6 +168,35 @@ class Problem:
         """``Σ ω x'`` less ``Σ ω · offset``."""
         offset = self.offsets.get((c, position))
         return moment.first if offset is None else moment.first - moment.mass * offset
+
+
+def _added(view: View) -> list[Value]:
+    """The floating-point data that a view reads."""
+    made = {v for e in view.equations for v in e.outputs}
+    made.update(base.value for base in view.bases)
+    inputs = dict.fromkeys(v for e in view.equations for v in e.inputs)
+    return [v for v in inputs if v not in made and jnp.issubdtype(v.dtype, jnp.floating)]
+
+
+def _walled(graph: ConsensusGraph, data: Mapping[Value, Any]) -> dict[Value, Any]:
+    """The data, those that views read without infinities: a mask of −∞ is a very low number.
+
+    A reflection is a difference, and that of two infinities is none.
+    """
+    walled = dict(data)
+    for value in dict.fromkeys(v for c in graph.constraints for _, o in c.reads for v in _added(o)):
+        x = jnp.asarray(walled[value])
+        wall = float(jnp.finfo(x.dtype).max) / 16  # several of them add up to a number
+        walled[value] = jnp.where(jnp.isinf(x), jnp.sign(x) * wall, x)
+    return walled
+
+
+def _may_hide(view: View, known: Mapping[Value, Any]) -> bool:
+    """Whether a view may add something so large that nothing is left of what it reads."""
+    most = 1e3  # the slope of a view is a difference, which rounds by this times an ulp
+    return view.offset and any(
+        v not in known or np.any(np.abs(known[v]) > most) for v in _added(view)
+    )
 
 
 class Space(abc.ABC):

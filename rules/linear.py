@@ -278,3 +278,15 @@ register_rule(
     ),
     cases=(Case(lambda x: x.at[jnp.array([0, 0])].multiply(x[:2]), ((3,),)),),
 )
+for primitive, method in ((lax.scatter_max_p, "max"), (lax.scatter_min_p, "min")):
+    register_rule(
+        primitive,
+        Refusal(
+            "an element is compared with as many others as data decide; for indices without "
+            f"repetition, write x.at[i].set(jnp.{method}imum(x[i], u)), else jnp.{method} of a "
+            "gathered array"
+        ),
+        cases=(
+            Case(lambda x, name=method: getattr(x.at[jnp.array([0, 0])], name)(x[:2]), ((3,),)),
+        ),
+    )

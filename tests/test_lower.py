@@ -396,3 +396,34 @@ def test_cyclic_projections_over_two_constraints_are_alternating():
             np.testing.assert_allclose(a, b, atol=1e-12)
         np.testing.assert_allclose(info.gap, other.gap, atol=1e-12)
         assert float(info.gap) > 1e-3  # they are still on their way
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        pytest.param(pjax.AlternatingProjections(), id="AP", marks=pytest.mark.slow),
+        pytest.param(pjax.DouglasRachford(), id="DR"),
+    ],
+)
+def test_what_is_masked_by_infinity_is_free(solver):
+    """However the mask is written; what it hides asks nothing of anyone."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    p = {"q": jax.random.normal(keys[0], (4, 3)), "r": jax.random.normal(keys[1], (3, 2))}
+    x, y = jax.random.normal(keys[2], (5, 4)), jnp.eye(2)[jnp.arange(5) % 2]
+    keep = jnp.array([True, False, True])[None]
+
+    def added(p, low):
+        return pjax.losses.squared_error(jax.nn.softmax(x @ p["q"] + low) @ p["r"], y)
+
+    def chosen(p, keep):
+        scores = jnp.where(keep, x @ p["q"], -jnp.inf)
+        return pjax.losses.squared_error(jax.nn.softmax(scores) @ p["r"], y)
+
+    first = pjax.project(added, solver=solver, steps=5)
+    second = pjax.project(chosen, solver=solver, steps=5)
+    answers = [first(p, jnp.where(keep, 0.0, low))[0] for low in (-jnp.inf, -1e9)]
+    answers.append(second(p, keep)[0])
+    for new in answers:
+        assert jnp.all(new["q"][:, 1] == p["q"][:, 1]) and jnp.all(new["q"][:, 0] != p["q"][:, 0])
+        np.testing.assert_allclose(new["q"], answers[0]["q"], rtol=1e-6)
+        np.testing.assert_allclose(new["r"], answers[0]["r"], rtol=1e-6)

@@ -10,8 +10,9 @@ from pjax_trace.lower import CopyFree
 
 from .models import LABELS, MODELS
 
-# One setting for all: the default metric, and a loss that is a set, so that the targets can be met.
-STEPS, MARGIN = 50, 0.25
+# One setting for all: parameters that move a little more than what is computed from them, and a
+# loss that is a set, so that the targets can be met.
+STEPS, MARGIN, METRIC = 50, 0.25, pjax.Metric(parameters=0.3)
 
 
 class Watched(pjax.Solver):
@@ -37,7 +38,8 @@ class Watched(pjax.Solver):
         return self.solver.values(space, carry)
 
 
-AP, DR = pjax.AlternatingProjections(momentum=0.9), pjax.DouglasRachford()
+# At Douglas-Rachford's default of 0.5 recurrent cells take up to a hundred steps to get there.
+AP, DR = pjax.AlternatingProjections(momentum=0.9), pjax.DouglasRachford(relaxation=0.85)
 # Steps are long to compile: one of every kind is run, and every variant traced. What adds least to
 # the others is slow.
 KINDS = (
@@ -49,15 +51,12 @@ QUICK = {
     "AP": {"relu", "sign", "where", "CNN", "LayerNorm", "GRUCell", "attention", "Flax MLP"},
     "DR": {"sign", "mlp"},
 }
-# The target is missed on explicit copies of recurrent cells.
-MISSED = pytest.mark.xfail(raises=AssertionError, reason="the gap does not fall to a third")
 
 
 def runs(method, solver):
     """A run of every kind of model."""
     for name in KINDS:
-        missed = method == "DR" and name in ("GRUCell", "LSTMCell")
-        marks = [MISSED] * missed + [pytest.mark.slow] * (name not in QUICK[method])
+        marks = [pytest.mark.slow] * (name not in QUICK[method])
         yield pytest.param(name, solver, id=f"{method}-{name}", marks=marks)
 
 
@@ -68,7 +67,7 @@ def test_the_gap_closes(name, solver):
     def fit(parameters, x, y):
         return pjax.losses.margin(model.apply(parameters, x), y, margin=MARGIN)
 
-    train = pjax.project(fit, solver=Watched(solver), steps=STEPS)
+    train = pjax.project(fit, solver=Watched(solver), steps=STEPS, metric=METRIC)
     new, info = train(model.parameters, model.x, LABELS)
     assert bool(info.finite) and np.all(np.isfinite(info.history))
     for leaf in jax.tree.leaves(eqx.filter(new, eqx.is_inexact_array)):
