@@ -170,7 +170,7 @@ class Problem:
         return moment.first if offset is None else moment.first - moment.mass * offset
 
 
-def _added(view: View) -> list[Value]:
+def _added_data(view: View) -> list[Value]:
     """The floating-point data that a view reads."""
     made = {v for e in view.equations for v in e.outputs}
     made.update(base.value for base in view.bases)
@@ -184,7 +184,9 @@ def _walled(graph: ConsensusGraph, data: Mapping[Value, Any]) -> dict[Value, Any
     A reflection is a difference, and that of two infinities is none.
     """
     walled = dict(data)
-    for value in dict.fromkeys(v for c in graph.constraints for _, o in c.reads for v in _added(o)):
+    for value in dict.fromkeys(
+        v for c in graph.constraints for _, o in c.reads for v in _added_data(o)
+    ):
         x = jnp.asarray(walled[value])
         wall = float(jnp.finfo(x.dtype).max) / 16  # several of them add up to a number
         walled[value] = jnp.where(jnp.isinf(x), jnp.sign(x) * wall, x)
@@ -195,7 +197,7 @@ def _may_hide(view: View, known: Mapping[Value, Any]) -> bool:
     """Whether a view may add something so large that nothing is left of what it reads."""
     most = 1e3  # the slope of a view is a difference, which rounds by this times an ulp
     return view.offset and any(
-        v not in known or np.any(np.abs(known[v]) > most) for v in _added(view)
+        v not in known or np.any(np.abs(known[v]) > most) for v in _added_data(view)
     )
 
 
