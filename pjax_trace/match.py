@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from pjax_trace.calls import function_p
-from pjax_trace.registry import FunctionEntry, function_entries
+from pjax_trace.registry import FunctionEntry, function_entries, rule_for
 
 if TYPE_CHECKING:
     from pjax_trace.trace import Equation, Program, Value
@@ -58,6 +58,25 @@ def _pattern(
     (*_, out), (value,) = ((program.outputs or (None,)), program.parameters)
     alike = out is not None and out.variable and len(program.outputs) == 1
     return _Pattern.of(program) if alike and out is not value else None
+
+
+@functools.cache
+def _operations(
+    entry: FunctionEntry, variant: tuple[tuple[str, Any], ...], rank: int, dtype: Any
+) -> frozenset[Any]:
+    """The primitives of a function, views aside, which depend on sizes: whatever these may be.
+
+    Tracing takes long, and most functions are not in a program at any of its many shapes.
+    """
+    pattern = _pattern(entry, variant, (2,) * rank, dtype)
+    if pattern is None:  # it may take other sizes
+        return frozenset()
+    return frozenset(e.primitive for e in pattern.equations if not _is_view(e))
+
+
+def _is_view(e: "Equation") -> bool:
+    rule = rule_for(e.primitive)
+    return rule is not None and rule.is_view(e.params, [v.variable for v in e.inputs])
 
 
 class _Matcher:
@@ -151,6 +170,8 @@ def claim_functions(
     for entry in function_entries():
         for shape, dtype in shapes:
             for variant in entry.variants_of(shape):
+                if not primitives.issuperset(_operations(entry, variant, len(shape), dtype)):
+                    continue
                 pattern = _pattern(entry, variant, shape, dtype)
                 if pattern and primitives.issuperset(e.primitive for e in pattern.equations):
                     patterns.append((entry, variant, pattern))

@@ -740,7 +740,8 @@ def register_function(
     constraint. It is matched by its traced body, not by its name.
 
     Args:
-        function: takes one array, and keyword arguments that are no arrays; returns one array.
+        function: takes one array, and keyword arguments that are no arrays; returns one array. It
+            does the same operations whatever the sizes of the array's axes.
         rule: with one operand; gets the keyword arguments as params.
         variants: the keyword arguments to look for: a sequence of dictionaries, or a function from
             the argument's shape to one.

@@ -1,13 +1,14 @@
 """What every test runs under: fixed examples, strict promotion, a data folder if there is one."""
 
+import importlib.metadata
 import os
 
 # Thousands of small programs are compiled and each is run once: compile them quickly. It must be
 # said before JAX starts; what is in XLA_FLAGS already counts. (JAX dies of flags it does not know.)
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-)
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 
 from pathlib import Path
 
