@@ -20,8 +20,8 @@ __all__ = ["Run", "Task", "best", "begin", "train"]
 class Task(NamedTuple):
     """What a run is to do.
 
-    It ends after ``max_steps`` updates, ``max_seconds`` of training (if that is not None), or
-    ``patience`` measurements in a row of which none was the best, of parameters or of averages.
+    It ends after ``max_steps`` updates, ``max_seconds`` of training, or ``patience`` measurements
+    in a row of which none was the best, of parameters or of averages; None is no limit.
     """
 
     parts: Parts
@@ -30,7 +30,7 @@ class Task(NamedTuple):
     seed: int
     batch_size: int
     eval_every: int
-    max_steps: int
+    max_steps: int | None
     max_seconds: float | None = None
     patience: int | None = None
 
@@ -106,8 +106,7 @@ def train(task: Task, run: Run, kept: Callable[[], None] = lambda: None) -> None
         for update in updates(method, run.model, run.state, draw(run.updates)):
             run.model, run.state = update.model, update.state
             run.updates, run.seconds = run.updates + 1, run.seconds + update.seconds
-            late = task.max_seconds is not None and run.seconds >= task.max_seconds
-            if run.updates % task.eval_every and run.updates < task.max_steps and not late:
+            if run.updates % task.eval_every and not _limit(task, run):
                 continue
             if not _finite(run.model):
                 run.ended = "not finite"
@@ -130,13 +129,17 @@ def best(history: Sequence[Point], averaged: bool = False) -> Point | None:
     return max(known, key=lambda point: getattr(point, name), default=None)
 
 
-def _reason_to_end(task: Task, run: Run) -> str | None:
-    if run.updates >= task.max_steps:
+def _limit(task: Task, run: Run) -> str | None:
+    """Which limit a run has come to."""
+    if task.max_steps is not None and run.updates >= task.max_steps:
         return "steps"
-    if task.max_seconds is not None and run.seconds >= task.max_seconds:
-        return "seconds"
+    late = task.max_seconds is not None and run.seconds >= task.max_seconds
+    return "seconds" if late else None
+
+
+def _reason_to_end(task: Task, run: Run) -> str | None:
     impatient = task.patience is not None and _stale(run.history) >= task.patience
-    return "patience" if impatient else None
+    return _limit(task, run) or ("patience" if impatient else None)
 
 
 def _stale(history: Sequence[Point]) -> int:
