@@ -57,7 +57,7 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
     add("--model-type", choices=MODEL_TYPES, help="what learns it (rnn for shakespeare, else mlp)")
     sizes = "(mlp: 128, cnn: 16 32, rnn: 128)"
     add("--hidden-features", nargs="+", type=count, help=f"sizes of the hidden layers {sizes}")
-    add("--skip", action="store_true", help="layers with as many inputs as outputs add to these")
+    add("--skip", action="store_true", help="the last layer reads all hidden layers")
     add("--margin-loss", action="store_true", help="a margin of 1 instead of the cross-entropy")
     add("--seq-len", type=count, help="characters of a sample of text (64)")
     add("--optimizer", choices=OPTIMIZERS, default="default", help="what trains it (default)")
