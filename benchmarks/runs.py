@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import pjax_trace as pjax
 from benchmarks.data import Parts, batches
 from benchmarks.methods import Method
-from benchmarks.running import Point, accuracy, compile_seconds, updates
+from benchmarks.running import Point, accuracy, compile_seconds, copied, updates
 
 __all__ = ["Run", "Task", "best", "begin", "train"]
 
@@ -79,8 +78,8 @@ class Run:
 def begin(task: Task) -> Run:
     """A run at its start."""
     model = task.start()
-    averaged = None if task.method.averaged is None else _copy(model)
-    return Run(model, task.method.init(model), _copy(model), averaged)
+    averaged = None if task.method.averaged is None else copied(model)
+    return Run(model, task.method.init(model), copied(model), averaged)
 
 
 def train(task: Task, run: Run, kept: Callable[[], None] = lambda: None) -> None:
@@ -101,7 +100,7 @@ def train(task: Task, run: Run, kept: Callable[[], None] = lambda: None) -> None
     if not run.history:
         _measure(task, run)
     try:
-        seconds = compile_seconds(method, task.start(), next(draw(0)))
+        seconds = compile_seconds(method, run.model, next(draw(0)))
         run.compile_seconds = run.compile_seconds or seconds
         for update in updates(method, run.model, run.state, draw(run.updates)):
             run.model, run.state = update.model, update.state
@@ -157,14 +156,9 @@ def _measure(task: Task, run: Run) -> None:
     point = Point(run.updates, run.seconds, accuracy(run.model, *held), found)
     run.history.append(point)
     if best(run.history) is point:
-        run.best = _copy(run.model)
+        run.best = copied(run.model)
     if best(run.history, averaged=True) is point:
-        run.best_averaged = _copy(averaged)
-
-
-def _copy(model: Any) -> Any:
-    """Whose buffers no later update gives away."""
-    return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, model)
+        run.best_averaged = copied(averaged)
 
 
 def _finite(model: Any) -> bool:
