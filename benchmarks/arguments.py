@@ -6,16 +6,25 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["count", "names", "output_file", "percentage", "positive", "several"]
+__all__ = ["count", "names", "output_file", "percentage", "positive", "several", "whole"]
 
 T = TypeVar("T")
 
 
 def count(text: str) -> int:
     """A whole number of at least 1."""
+    return _at_least(1, text)
+
+
+def whole(text: str) -> int:
+    """A whole number of at least 0."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
     return value
 
 

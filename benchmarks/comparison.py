@@ -18,7 +18,7 @@ import functools
 import signal
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -64,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.data = parts.data.fingerprint
         records = Records(options.log_file, COLUMNS)
         with terminations_as_interrupts():
-            runs = [compare(options, seed, parts, records) for seed in seeds(options)]
+            # One rate for all runs, chosen when the first of them wants it.
+            chosen = functools.cache(lambda: tuned(options, parts, records))
+            runs = [compare(options, seed, parts, records, chosen) for seed in seeds(options)]
     except (DataError, RecordError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -118,8 +120,17 @@ def configuration(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     return values | {"dataset": TITLES.get(options.dataset, options.dataset), "seed": seed}
 
 
-def compare(options: argparse.Namespace, seed: int, parts: Parts, records: Records) -> str:
-    """Do the run of a seed, or what is left of it; returns its name."""
+def compare(
+    options: argparse.Namespace,
+    seed: int,
+    parts: Parts,
+    records: Records,
+    chosen: Callable[[], tuple[float, float]],
+) -> str:
+    """Do the run of a seed, or what is left of it; returns its name.
+
+    ``chosen`` tells the learning rate that --tune chooses, and the seconds that this took.
+    """
     config = configuration(options, seed)
     name = run_id(config)
     if options.resume and any(row["run"] == name for row in records.rows()):
@@ -134,15 +145,11 @@ def compare(options: argparse.Namespace, seed: int, parts: Parts, records: Recor
     if found is not None:
         rate, tuning = found["learning_rate"], found["tune_seconds"]
     elif options.tune:
-        rate, tuning = tuned(options, parts, records)
+        rate, tuning = chosen()
     task = task_of(options, seed, parts, rate)
     run = begin(task)
     fixed = {"configuration": config, "learning_rate": rate, "tune_seconds": tuning}
-    if found is None:
-        batch = next(batches(parts.data.train_x, parts.data.train_y, options.batch_size, seed))
-        assert task.method.step is not None
-        fixed["flops"] = flops.count(task.method.step, run.model, run.state, *batch)
-    else:
+    if found is not None:
         run.restore(*records.load(name, run.arrays))
         fixed["flops"] = found["flops"]
         print(f"run {name}, seed {seed}: goes on after update {run.updates}", file=sys.stderr)
@@ -151,6 +158,10 @@ def compare(options: argparse.Namespace, seed: int, parts: Parts, records: Recor
     with tqdm(total=options.max_steps, initial=run.updates, desc=title, unit="update") as bar:
 
         def kept():
+            if "flops" not in fixed:  # Not earlier: what is traced already compiles in less time.
+                drawn = batches(parts.data.train_x, parts.data.train_y, options.batch_size, seed)
+                assert task.method.step is not None
+                fixed["flops"] = flops.count(task.method.step, run.model, run.state, *next(drawn))
             records.save(name, run.figures | fixed, run.arrays)
             now = run.history[-1]
             averaged = "" if now.averaged is None else f", averaged {now.averaged:.2%}"

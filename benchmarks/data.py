@@ -94,8 +94,11 @@ def mnist(data_dir: Path | None = None, length: int = 64) -> Dataset:
             raise DataError(
                 f"{images_file} holds {len(images)} images, but {labels_file} {len(labels)} labels"
             )
-        if labels.max(initial=0) > 9:
+        if labels.max() > 9:
             raise DataError(f"{labels_file} holds the label {labels.max()}; expected 0 to 9")
+        if parts and images.shape[1:] != parts[0].shape[2:]:
+            sizes = f"{images.shape[1:]}; those to train on are of {parts[0].shape[2:]}"
+            raise DataError(f"{images_file} holds images of {sizes}")
         parts += [np.float32(images[:, None]) / 255, labels.astype(np.int32)]
     return Dataset(*parts)
 
@@ -210,6 +213,8 @@ def hold_out(name: str, data: Dataset) -> Parts:
     HIGGS's features are then standardised by what is left to train on.
     """
     x, y = data.train_x, data.train_y
+    if len(x) < 10:
+        raise DataError(f"{name}: {len(x)} training samples are too few to hold out a tenth")
     if y.ndim == 2:  # Sequences of a text, one from every offset: those that overlap are left out.
         length = y.shape[1]
         start = len(x) - min(len(x) // 10, _VALIDATION_MOST * length)

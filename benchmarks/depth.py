@@ -137,7 +137,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--layers", type=counts, default=[1, 2, 4, 8, 16], help="hidden layers")
     add("--width", type=arguments.count, default=128, help="of each of them; 256 suits sign")
     add("--activation", type=several, default=["relu"], help=f"of {', '.join(ACTIVATIONS)}")
-    add("--skip", action="store_true", help="add a layer's inputs to its outputs, if as many")
+    add("--skip", action="store_true", help="the last layer reads all hidden layers")
     add("--points", type=counts, default=[100, 200, 300, 400], help="batches to measure after")
     options = parser.parse_args(argv)
     options.points = sorted(set(options.points))

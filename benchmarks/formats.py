@@ -81,6 +81,8 @@ def read_idx(path: Path, ndim: int) -> UInt8[np.ndarray, "..."]:
             f"{path} holds {len(content) - start} bytes after its header; "
             f"expected {math.prod(shape)} for the shape {tuple(shape)}"
         )
+    if not math.prod(shape):
+        raise DataError(f"{path} holds nothing: its shape is {tuple(shape)}")
     _compare(path, len(packed), content)
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 

@@ -1,6 +1,7 @@
 """The models that the benchmarks train, each made from a key and the sizes of its layers."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -21,6 +22,7 @@ __all__ = [
     "Model",
     "Recurrent",
     "Residual",
+    "Skips",
     "TanhLayer",
     "TanhNetwork",
     "Transformer",
@@ -37,15 +39,28 @@ Function = Callable[[Array], Array]
 
 
 class Residual(eqx.Module):
-    """``x + layer(x)``; of images that the layer shrinks, every ``stride``-th pixel of x."""
+    """``x + layer(x)``."""
 
     layer: eqx.nn.Sequential
-    stride: int = eqx.field(static=True, default=1)
 
     def __call__(self, x: Array, *, key: PRNGKeyArray | None = None) -> Array:
         """The sum."""
-        kept = x if self.stride == 1 else x[:, :: self.stride, :: self.stride]
-        return kept + self.layer(x)
+        return x + self.layer(x)
+
+
+class Skips(eqx.Module):
+    """Layers in a row whose outputs are all read: concatenated, each after ``read``."""
+
+    layers: list[eqx.nn.Sequential]
+    read: Function = eqx.field(static=True, default=lambda x: x)
+
+    def __call__(self, x: Array, *, key: PRNGKeyArray | None = None) -> Array:
+        """What is read of all outputs."""
+        found = []
+        for layer in self.layers:
+            x = layer(x)
+            found.append(self.read(x))
+        return jnp.concatenate(found)
 
 
 def mlp(
@@ -60,16 +75,18 @@ def mlp(
         key: of the random start.
         sizes: features, hidden layers, classes.
         activation: of the hidden layers.
-        skip: whether a hidden layer with as many inputs as outputs adds to its inputs.
+        skip: whether the last layer reads all hidden ones.
     """
-    keys = jax.random.split(key, len(sizes) - 1)
-    layers: list[Any] = [eqx.nn.Lambda(jnp.ravel)]
-    for i, (k, inputs, outputs) in enumerate(zip(keys, sizes[:-1], sizes[1:], strict=True)):
+    *keys, last = jax.random.split(key, len(sizes) - 1)
+    *features, classes = sizes
+    hidden = []
+    for k, inputs, outputs in zip(keys, features[:-1], features[1:], strict=True):
         linear = _he_normal(k, eqx.nn.Linear(inputs, outputs, key=k))
-        layer = [linear] if i == len(keys) - 1 else [linear, eqx.nn.Lambda(activation)]
-        skipped = skip and inputs == outputs and len(layer) == 2
-        layers += [Residual(eqx.nn.Sequential(layer))] if skipped else layer
-    return eqx.nn.Sequential(layers)
+        hidden.append(eqx.nn.Sequential([linear, eqx.nn.Lambda(activation)]))
+    read = sum(features[1:]) if skip else features[-1]
+    linear = _he_normal(last, eqx.nn.Linear(read, classes, key=last))
+    middle = [Skips(hidden)] if skip else itertools.chain.from_iterable(hidden)
+    return eqx.nn.Sequential([eqx.nn.Lambda(jnp.ravel), *middle, linear])
 
 
 def residual(key: PRNGKeyArray, sizes: Sequence[int]) -> eqx.nn.Sequential:
@@ -109,19 +126,23 @@ def cnn(
         key: of the random start.
         sizes: channels of the image, of the convolutions, classes.
         pool: takes the image and its axes.
-        skip: whether a convolution with as many channels in as out adds to its inputs.
+        skip: whether the linear layer reads all convolutions, each pooled.
     """
-    keys = jax.random.split(key, len(sizes) - 1)
-    layers: list[Any] = []
-    for k, inputs, outputs in zip(keys[:-1], sizes[:-2], sizes[1:-1], strict=True):
-        stride = 2 if layers else 1
+    *keys, last = jax.random.split(key, len(sizes) - 1)
+    *channels, classes = sizes
+    hidden = []
+    for k, inputs, outputs in zip(keys, channels[:-1], channels[1:], strict=True):
+        stride = 2 if hidden else 1
         convolution = eqx.nn.Conv2d(inputs, outputs, 3, stride, padding=1, key=k)
         layer = [_he_normal(k, convolution), eqx.nn.Lambda(jax.nn.relu)]
-        skipped = skip and inputs == outputs
-        layers += [Residual(eqx.nn.Sequential(layer), stride)] if skipped else layer
-    linear = _he_normal(keys[-1], eqx.nn.Linear(sizes[-2], sizes[-1], key=keys[-1]))
-    pooling = eqx.nn.Lambda(functools.partial(pool, axis=(1, 2)))
-    return eqx.nn.Sequential([*layers, pooling, linear])
+        hidden.append(eqx.nn.Sequential(layer))
+    read = sum(channels[1:]) if skip else channels[-1]
+    linear = _he_normal(last, eqx.nn.Linear(read, classes, key=last))
+    pooled = functools.partial(pool, axis=(1, 2))
+    if skip:
+        return eqx.nn.Sequential([Skips(hidden, pooled), linear])
+    layers = itertools.chain.from_iterable(hidden)
+    return eqx.nn.Sequential([*layers, eqx.nn.Lambda(pooled), linear])
 
 
 class Recurrent(eqx.Module):
@@ -160,11 +181,10 @@ def gru(key: PRNGKeyArray, sizes: Sequence[int]) -> Recurrent:
 
 
 class TanhLayer(eqx.Module):
-    """``h_t = tanh(W x_t + U h_{t-1} + b)`` from zeros on; a skip adds ``x_t`` to the output."""
+    """``h_t = tanh(W x_t + U h_{t-1} + b)`` from zeros on."""
 
     inputs: eqx.nn.Linear
     recurrence: eqx.nn.Linear
-    skip: bool = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, "length inputs"]) -> Float[Array, "length hidden"]:
         """What comes out at every step."""
@@ -174,22 +194,27 @@ class TanhLayer(eqx.Module):
             return hidden, hidden
 
         _, hidden = jax.lax.scan(step, jnp.zeros(self.recurrence.out_features), x)
-        return x + hidden if self.skip else hidden
+        return hidden
 
 
 class TanhNetwork(eqx.Module):
-    """Symbols in a row → logits of the symbol that follows each: embedding, layers, linear."""
+    """Symbols in a row → logits of the symbol that follows each: embedding, layers, linear.
+
+    The linear layer reads the last of the layers, with skips all of them.
+    """
 
     embedding: eqx.nn.Embedding
     layers: list[TanhLayer]
     linear: eqx.nn.Linear
+    skip: bool = eqx.field(static=True)
 
     def __call__(self, text: Int[Array, "length"]) -> Float[Array, "length symbols"]:
         """The logits."""
-        x = jax.vmap(self.embedding)(text)
+        found = [jax.vmap(self.embedding)(text)]
         for layer in self.layers:
-            x = layer(x)
-        return jax.vmap(self.linear)(x)
+            found.append(layer(found[-1]))
+        read = jnp.concatenate(found[1:], axis=1) if self.skip else found[-1]
+        return jax.vmap(self.linear)(read)
 
 
 def rnn(key: PRNGKeyArray, sizes: Sequence[int], skip: bool = False) -> TanhNetwork:
@@ -199,7 +224,7 @@ def rnn(key: PRNGKeyArray, sizes: Sequence[int], skip: bool = False) -> TanhNetw
         key: of the random start.
         sizes: symbols read, hidden states (the embedding is as large as the first), symbols told
             apart.
-        skip: whether a layer with as many inputs as outputs adds its inputs to these.
+        skip: whether the linear layer reads all hidden states.
     """
     symbols, *hidden, classes = sizes
     first, last, *keys = jax.random.split(key, 2 + 2 * len(hidden))
@@ -207,7 +232,6 @@ def rnn(key: PRNGKeyArray, sizes: Sequence[int], skip: bool = False) -> TanhNetw
         TanhLayer(
             eqx.nn.Linear(inputs, outputs, key=one),
             eqx.nn.Linear(outputs, outputs, use_bias=False, key=other),
-            skip and inputs == outputs,
         )
         for inputs, outputs, one, other in zip(
             [hidden[0], *hidden], hidden, keys[::2], keys[1::2], strict=False
@@ -216,7 +240,8 @@ def rnn(key: PRNGKeyArray, sizes: Sequence[int], skip: bool = False) -> TanhNetw
     return TanhNetwork(
         eqx.nn.Embedding(symbols, hidden[0], key=first),
         layers,
-        eqx.nn.Linear(hidden[-1], classes, key=last),
+        eqx.nn.Linear(sum(hidden) if skip else hidden[-1], classes, key=last),
+        skip,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pjax_trace as pjax
 from benchmarks import arguments
 from benchmarks.data import DATASETS
+from benchmarks.formats import note
 from benchmarks.methods import SOLVERS
 from benchmarks.models import MODELS
 from benchmarks.running import SETTING, add_setting, complete_setting
@@ -56,7 +57,7 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
     add("--model-type", choices=MODEL_TYPES, help="what learns it (rnn for shakespeare, else mlp)")
     sizes = "(mlp: 128, cnn: 16 32, rnn: 128)"
     add("--hidden-features", nargs="+", type=count, help=f"sizes of the hidden layers {sizes}")
-    add("--skip", action="store_true", help="layers with as many inputs as outputs add to these")
+    add("--skip", action="store_true", help="the last layer reads all hidden layers")
     add("--margin-loss", action="store_true", help="a margin of 1 instead of the cross-entropy")
     add("--seq-len", type=count, help="characters of a sample of text (64)")
     add("--optimizer", choices=OPTIMIZERS, default="default", help="what trains it (default)")
@@ -79,10 +80,16 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
     add("--dm-beta", type=float, help="of the difference map (0.8)")
     add_setting(parser)
     add("--num-runs", type=count, default=1, help="with seeds one after the other (1)")
-    add("--seed", type=int, default=0, help="of the start and the batches of the first run (0)")
+    add(
+        "--seed",
+        type=arguments.whole,
+        default=0,
+        help="of the start and the batches of the first run (0)",
+    )
     add("--eval-every", type=count, default=20, help="updates between measurements (20)")
     add("--patience", type=count, help="end after so many measurements of which none is the best")
-    add("--max-steps", type=count, default=1000, help="updates at most (1000)")
+    limit = "updates at most (1000); 0: no limit"
+    add("--max-steps", type=arguments.whole, default=1000, help=limit)
     add("--max-seconds", type=arguments.positive, help="of training at most; not repeatable then")
     log, help = Path("results.csv"), "table that finished runs are added to (results.csv)"
     add("--log-file", type=arguments.output_file, default=log, help=help)
@@ -105,11 +112,9 @@ def complete(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
     options.model_type = options.model_type or ("rnn" if text else "mlp")
     if not MODELS[options.model_type].can_read(options.dataset):
         parser.error(f"--model-type {options.model_type} cannot read --dataset {options.dataset}")
-    if options.seq_len and not text:
-        parser.error(f"--seq-len is for texts, not for --dataset {options.dataset}")
-    if options.seed < 0:
-        parser.error("--seed must not be negative")
-    options.seq_len = (options.seq_len or 64) if text else None
+    options.max_steps = options.max_steps or None
+    if not (options.max_steps or options.patience or options.max_seconds):
+        parser.error("--max-steps 0 is no limit, which takes --patience or --max-seconds to end")
     options.hidden_features = options.hidden_features or MODEL_TYPES[options.model_type]
 
     def refuse(name: str, reason: str) -> None:
@@ -118,16 +123,26 @@ def complete(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
             option = "--" + name.replace("_", "-")
             parser.error(f"{option} is not for --optimizer {optimizer}: {reason}")
 
+    def leave_out(name: str, reason: str) -> None:
+        # As the original script does, whose commands give the same options to all optimizers.
+        if getattr(options, name) is not None:
+            note(f"--{name.replace('_', '-')} is left out: {reason}")
+            setattr(options, name, None)
+
+    if not text:
+        leave_out("seq_len", f"{options.dataset} is no text")
     if optimizer not in GRADIENTS:
-        for name in ("learning_rate", "tune"):
-            refuse(name, "it has no learning rate")
+        leave_out("learning_rate", f"{optimizer} has none")
+        refuse("tune", "it has no learning rate")
     if optimizer not in CLASSICAL:
+        leave_out("steps_per_update", f"{optimizer} makes one")
         swept = "a sweep is one step with blocks and a metric of its own"
         reason = swept if optimizer == "default" else "it makes no projections"
-        for name in ("steps_per_update", "granularity", *SETTING):
+        for name in ("granularity", *SETTING):
             refuse(name, reason)
     if optimizer != "dm":
-        refuse("dm_beta", "it is the difference map's")
+        leave_out("dm_beta", "it is the difference map's")
+    options.seq_len = (options.seq_len or 64) if text else None
     schedules = solver_schedules(optimizer)
     if options.schedule not in (None, *schedules):
         refuse("schedule", f"it has {' and '.join(schedules) or 'none'}")
@@ -138,7 +153,8 @@ def complete(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         parser.error("--learning-rate gives one rate and --tune chooses one: leave one out")
     else:
         options.tune = options.tune or RATES[optimizer]
-        options.tune_steps = min(options.tune_steps or 200, options.max_steps)
+        few = options.tune_steps or 200
+        options.tune_steps = min(few, options.max_steps or few)
     if optimizer in GRADIENTS and options.tune is None:
         options.learning_rate = options.learning_rate or FIXED_RATES[optimizer]
     if optimizer in CLASSICAL:

@@ -6,13 +6,14 @@ a checkpoint while the run goes on, and holds the trained parameters once it is 
 written beside their places and moved there, so that who is killed leaves none half written.
 """
 
+import contextlib
 import csv
 import fcntl
 import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,11 @@ class Records:
         """Add a row; of processes that do so at once, all rows are kept.
 
         None is an empty cell, a list one of its values with spaces between.
+
+        Raises:
+            RecordError: as the class, or if it cannot be written.
         """
-        self.folder.mkdir(exist_ok=True)
-        with open(self.folder / "lock", "a") as lock:
+        with _written(self.folder), open(self.folder / "lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             text = io.StringIO(newline="")
             table = csv.DictWriter(text, self.columns, lineterminator="\n")
@@ -98,14 +101,17 @@ class Records:
             run: its name.
             figures: what can be written as JSON.
             arrays: a pytree.
+
+        Raises:
+            RecordError: if it cannot be written.
         """
-        self.folder.mkdir(exist_ok=True)
         body = io.BytesIO()
         body.write(json.dumps(figures).encode() + b"\n")
         eqx.tree_serialise_leaves(body, arrays)
         content = body.getvalue()
         checksum = hashlib.sha256(content).hexdigest().encode()
-        _replace(self.file(run), _MAGIC + checksum + b"\n" + content)
+        with _written(self.folder):
+            _replace(self.file(run), _MAGIC + checksum + b"\n" + content)
 
     def figures(self, run: str) -> dict[str, Any]:
         """The figures in the file of a run.
@@ -145,6 +151,16 @@ class Records:
 
 def _cell(value: Any) -> Any:
     return " ".join(f"{part:g}" for part in value) if isinstance(value, list) else value
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """A folder to write into, made if need be, where to fail is an error of records."""
+    try:
+        folder.mkdir(exist_ok=True)
+        yield
+    except OSError as error:
+        raise RecordError(f"{folder} and what is beside it cannot be written: {error}") from error
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -111,8 +111,9 @@ def networks(runs: Sequence[Finished]) -> list[Network]:
 
 def title(network: Sequence[str]) -> str:
     """A network as a table names it."""
-    dataset, _, kind, hidden, skip, margin, _ = network
+    dataset, _, kind, hidden, skip, margin, length = network
     extras = [name for name, said in (("skips", skip), ("margin", margin)) if said == "True"]
+    extras += [f"{length} characters"] if length else []
     return ", ".join([dataset, f"{kind} {hidden.replace(' ', '-')}", *extras])
 
 
@@ -161,7 +162,7 @@ def plot(found: Sequence[Network], path: Path) -> None:
                     x, y = curves(group, name, averaged)
                     if not y.size:
                         continue
-                    mean, deviation = 100 * y.mean(0), 100 * y.std(0)
+                    mean, deviation = 100 * y.mean(0), 100 * y.std(0, ddof=min(1, len(y) - 1))
                     style = {"label": None, "ls": "--"} if averaged else {"label": optimizer}
                     axes.plot(x, mean, color=f"C{i}", **style)
                     axes.fill_between(

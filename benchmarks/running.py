@@ -41,6 +41,7 @@ __all__ = [
     "attempt",
     "chosen_setting",
     "compile_seconds",
+    "copied",
     "complete_setting",
     "follow",
     "learners",
@@ -100,10 +101,17 @@ def attempt(work: Callable[[], None], report: Callable[[], None]) -> int:
 
 
 def compile_seconds(method: Method, model: Any, batch: tuple[np.ndarray, np.ndarray]) -> float:
-    """How long a first update takes, which compiles; the model may be gone after it."""
+    """How long a first update takes, which compiles; the model is left as it is."""
+    # A copy of its arrays, not a model made anew, whose functions would not be known as the same.
+    model = copied(model)
     before = time.perf_counter()
     method.update(model, method.init(model), *batch)
     return time.perf_counter() - before
+
+
+def copied(model: Any) -> Any:
+    """A model whose buffers no update gives away."""
+    return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, model)
 
 
 def updates(
@@ -143,8 +151,8 @@ def follow(
         return batches(data.train_x, data.train_y, batch_size, curve.seed)
 
     try:
-        curve.compile_seconds = compile_seconds(method, start(), next(draw()))
         model = start()
+        curve.compile_seconds = compile_seconds(method, model, next(draw()))
         drawn = itertools.islice(draw(), max(points))
         for done in updates(method, model, method.init(model), drawn):
             curve.seconds.append(done.seconds)

@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import pjax_trace as pjax
 from benchmarks.data import Parts, batches
 from benchmarks.methods import Method
-from benchmarks.running import Point, accuracy, compile_seconds, updates
+from benchmarks.running import Point, accuracy, compile_seconds, copied, updates
 
 __all__ = ["Run", "Task", "best", "begin", "train"]
 
@@ -20,8 +19,8 @@ __all__ = ["Run", "Task", "best", "begin", "train"]
 class Task(NamedTuple):
     """What a run is to do.
 
-    It ends after ``max_steps`` updates, ``max_seconds`` of training (if that is not None), or
-    ``patience`` measurements in a row of which none was the best, of parameters or of averages.
+    It ends after ``max_steps`` updates, ``max_seconds`` of training, or ``patience`` measurements
+    in a row of which none was the best, of parameters or of averages; None is no limit.
     """
 
     parts: Parts
@@ -30,7 +29,7 @@ class Task(NamedTuple):
     seed: int
     batch_size: int
     eval_every: int
-    max_steps: int
+    max_steps: int | None
     max_seconds: float | None = None
     patience: int | None = None
 
@@ -79,8 +78,8 @@ class Run:
 def begin(task: Task) -> Run:
     """A run at its start."""
     model = task.start()
-    averaged = None if task.method.averaged is None else _copy(model)
-    return Run(model, task.method.init(model), _copy(model), averaged)
+    averaged = None if task.method.averaged is None else copied(model)
+    return Run(model, task.method.init(model), copied(model), averaged)
 
 
 def train(task: Task, run: Run, kept: Callable[[], None] = lambda: None) -> None:
@@ -101,13 +100,12 @@ def train(task: Task, run: Run, kept: Callable[[], None] = lambda: None) -> None
     if not run.history:
         _measure(task, run)
     try:
-        seconds = compile_seconds(method, task.start(), next(draw(0)))
+        seconds = compile_seconds(method, run.model, next(draw(0)))
         run.compile_seconds = run.compile_seconds or seconds
         for update in updates(method, run.model, run.state, draw(run.updates)):
             run.model, run.state = update.model, update.state
             run.updates, run.seconds = run.updates + 1, run.seconds + update.seconds
-            late = task.max_seconds is not None and run.seconds >= task.max_seconds
-            if run.updates % task.eval_every and run.updates < task.max_steps and not late:
+            if run.updates % task.eval_every and not _limit(task, run):
                 continue
             if not _finite(run.model):
                 run.ended = "not finite"
@@ -130,13 +128,17 @@ def best(history: Sequence[Point], averaged: bool = False) -> Point | None:
     return max(known, key=lambda point: getattr(point, name), default=None)
 
 
-def _reason_to_end(task: Task, run: Run) -> str | None:
-    if run.updates >= task.max_steps:
+def _limit(task: Task, run: Run) -> str | None:
+    """Which limit a run has come to."""
+    if task.max_steps is not None and run.updates >= task.max_steps:
         return "steps"
-    if task.max_seconds is not None and run.seconds >= task.max_seconds:
-        return "seconds"
+    late = task.max_seconds is not None and run.seconds >= task.max_seconds
+    return "seconds" if late else None
+
+
+def _reason_to_end(task: Task, run: Run) -> str | None:
     impatient = task.patience is not None and _stale(run.history) >= task.patience
-    return "patience" if impatient else None
+    return _limit(task, run) or ("patience" if impatient else None)
 
 
 def _stale(history: Sequence[Point]) -> int:
@@ -154,14 +156,9 @@ def _measure(task: Task, run: Run) -> None:
     point = Point(run.updates, run.seconds, accuracy(run.model, *held), found)
     run.history.append(point)
     if best(run.history) is point:
-        run.best = _copy(run.model)
+        run.best = copied(run.model)
     if best(run.history, averaged=True) is point:
-        run.best_averaged = _copy(averaged)
-
-
-def _copy(model: Any) -> Any:
-    """Whose buffers no later update gives away."""
-    return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, model)
+        run.best_averaged = copied(averaged)
 
 
 def _finite(model: Any) -> bool:

@@ -99,16 +99,13 @@ def train(method: Method, record: Record, data: Dataset, options: argparse.Names
     made = MODELS[options.model]
     sizes = made.sizes_for(data, options.hidden)
 
-    def start():
-        return made.make(jax.random.key(record.seed), sizes)
-
     def draw():
         return batches(data.train_x, data.train_y, options.batch_size, record.seed)
 
-    model = start()
+    model = made.make(jax.random.key(record.seed), sizes)
     record.accuracy.append((0, test_accuracy(model, data)))
     # One discarded update included.
-    record.compile_seconds = compile_seconds(method, start(), next(draw()))
+    record.compile_seconds = compile_seconds(method, model, next(draw()))
 
     state = method.init(model)
     every = max(1, options.batches // CURVE_POINTS)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import comparison
-from benchmarks.options import parse
+from benchmarks.options import OPTIMIZERS, parse
 from benchmarks.records import Records
 
 TINY = ["--hidden-features", "4", "--batch-size", "16", "--max-steps", "4", "--eval-every", "2"]
@@ -72,23 +72,20 @@ def test_what_is_left_out_has_values(given, expected):
         ("--optimizer lbfgs", "--optimizer"),
         ("--model-type rnn", "--model-type rnn cannot read --dataset digits"),
         ("--dataset higgs --model-type cnn", "--model-type cnn cannot read --dataset higgs"),
-        ("--seq-len 8", "--seq-len is for texts"),
-        ("--learning-rate 0.1", "--learning-rate is not for --optimizer default"),
         ("--optimizer dr --tune", "--tune is not for --optimizer dr: it has no learning rate"),
         ("--optimizer adam --tune --learning-rate 0.1", "leave one out"),
         ("--optimizer adam --tune-steps 10", "--tune-steps is for --tune"),
-        ("--optimizer adam --steps-per-update 5", "adam: it makes no projections"),
+        ("--optimizer adam --granularity row", "adam: it makes no projections"),
         ("--granularity block", "--granularity is not for --optimizer default: a sweep"),
-        ("--optimizer dr --dm-beta 0.5", "it is the difference map's"),
         ("--optimizer dm --dm-beta 0", "--dm-beta must be finite and not 0"),
-        ("--seed -1", "--seed must not be negative"),
+        ("--seed -1", "--seed: -1 is not at least 0"),
         (
             "--optimizer cp --schedule parallel",
             "--schedule is not for --optimizer cp: it has cyclic",
         ),
         ("--optimizer sgd --schedule sweep", "it has none"),
         ("--optimizer ap --margin-loss --lam 3", "--lam is not for --margin-loss"),
-        ("--max-steps 0", "--max-steps"),
+        ("--max-steps 0", "--max-steps 0 is no limit, which takes --patience"),
         ("--hidden-features 8,8", "--hidden-features"),
         ("--log-file no-such-folder/results.csv", "--log-file"),
     ],
@@ -97,6 +94,20 @@ def test_what_does_not_go_together_is_refused(given, says, capsys):
     with pytest.raises(SystemExit) as stopped:
         comparison.main(given.split())
     assert stopped.value.code == 2 and says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_original_scripts_options_suit_all_optimizers(optimizer, capsys):
+    given = "--dataset MNIST --model_type mlp --hidden_features 32 32 --batch_size 256 --seq_len 64"
+    given += " --learning_rate 1e-3 --steps_per_update 50 --dm_beta 0.5 --patience 10 --skip"
+    options = parse([*given.split(), "--max_steps", "0", "--optimizer", optimizer], None)
+    assert options.max_steps is None and options.skip
+    gradients, iterates = optimizer in ("sgd", "adam"), optimizer not in ("sgd", "adam", "default")
+    kept = {"learning_rate": gradients, "steps_per_update": iterates, "dm_beta": optimizer == "dm"}
+    left_out = {name for name, is_kept in (*kept.items(), ("seq_len", False)) if not is_kept}
+    said = capsys.readouterr().err.splitlines()
+    assert {line.split()[1].strip("-").replace("-", "_") for line in said} == left_out
+    assert all(getattr(options, name) is None for name in left_out)
 
 
 @pytest.mark.usefixtures("loose_promotion")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import pjax_trace as pjax
-from benchmarks.models import ACTIVATIONS, MODELS, Residual, cnn, gru, mlp, rnn
+from benchmarks.models import ACTIVATIONS, MODELS, cnn, gru, mlp, rnn
 
 
 def test_mlp_starts_he_normal_with_zero_biases():
@@ -26,15 +26,12 @@ def test_mlp_is_linear_relu_linear():
     assert np.array_equal(model(x), model(x.reshape(1, 5, 1)))  # An image is flattened.
 
 
-def test_skips_add_inputs_to_outputs_of_equal_number():
-    plain, skipped = (mlp(jax.random.key(1), [5, 4, 4, 4], jnp.tanh, skip) for skip in (0, 1))
-    leaves, others = jax.tree.leaves(plain), jax.tree.leaves(skipped)  # The same start.
-    assert all(np.array_equal(a, b) for a, b in zip(leaves, others, strict=True))
-    assert [isinstance(layer, Residual) for layer in skipped.layers].count(True) == 1
+def test_with_skips_the_last_layer_reads_all_hidden_ones():
+    plain, skipped = (mlp(jax.random.key(1), [5, 4, 3, 2], jnp.tanh, skip) for skip in (0, 1))
+    first, second, _ = (layer for layer in plain.layers if isinstance(layer, eqx.nn.Linear))
     x = jnp.linspace(-1.0, 1.0, 5)
-    first, second, last = (layer for layer in plain.layers if isinstance(layer, eqx.nn.Linear))
-    hidden = jnp.tanh(first(x))
-    expected = last(hidden + jnp.tanh(second(hidden)))
+    hidden = jnp.tanh(first(x))  # The same start.
+    expected = skipped.layers[-1](jnp.concatenate([hidden, jnp.tanh(second(hidden))]))
     np.testing.assert_allclose(skipped(x), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -92,28 +89,29 @@ def test_gru_steps_its_cell():
     np.testing.assert_allclose(model(jnp.array([2, 5]))[-1], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_tanh_layers_step_and_skip():
-    plain, skipped = (rnn(jax.random.key(0), [7, 4, 4, 7], skip) for skip in (False, True))
-    x = plain.embedding.weight[jnp.array([2, 5])]
-    for model in (plain, skipped):
-        inputs = x
-        for layer in model.layers:
-            hidden, out = jnp.zeros(4), []
-            for letter in inputs:
-                hidden = jnp.tanh(layer.inputs(letter) + layer.recurrence.weight @ hidden)
-                out.append(hidden + letter if model is skipped else hidden)
-            inputs = jnp.stack(out)
-        expected = model.linear(inputs[-1])
-        np.testing.assert_allclose(model(jnp.array([2, 5]))[-1], expected, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("skip", [False, True])
+def test_tanh_layers_step_and_skip(skip):
+    model = rnn(jax.random.key(0), [7, 4, 3, 7], skip)
+    found = [model.embedding.weight[jnp.array([2, 5])]]
+    for layer in model.layers:
+        hidden, out = jnp.zeros(layer.recurrence.out_features), []
+        for letter in found[-1]:
+            hidden = jnp.tanh(layer.inputs(letter) + layer.recurrence.weight @ hidden)
+            out.append(hidden)
+        found.append(jnp.stack(out))
+    read = jnp.concatenate([states[-1] for states in found[1:]]) if skip else found[-1][-1]
+    logits = model(jnp.array([2, 5]))[-1]
+    np.testing.assert_allclose(logits, model.linear(read), rtol=1e-5, atol=1e-6)
 
 
-def test_cnn_skips_what_it_shrinks():
-    plain, skipped = (cnn(jax.random.key(0), [1, 3, 3, 10], skip=skip) for skip in (False, True))
+def test_cnn_skips_are_pooled():
+    plain, skipped = (cnn(jax.random.key(0), [1, 3, 2, 10], skip=skip) for skip in (False, True))
     x = jax.random.uniform(jax.random.key(1), (1, 7, 7))
     first, second = (layer for layer in plain.layers if isinstance(layer, eqx.nn.Conv2d))
     hidden = jax.nn.relu(first(x))
-    pooled = jnp.max(jax.nn.relu(second(hidden)) + hidden[:, ::2, ::2], (1, 2))
-    np.testing.assert_allclose(skipped(x), plain.layers[-1](pooled), rtol=1e-5, atol=1e-6)
+    pooled = [jnp.max(h, (1, 2)) for h in (hidden, jax.nn.relu(second(hidden)))]
+    expected = skipped.layers[-1](jnp.concatenate(pooled))
+    np.testing.assert_allclose(skipped(x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_models_know_what_they_read():

@@ -5,7 +5,7 @@ import pytest
 import pjax_trace as pjax
 from benchmarks.data import hold_out, load
 from benchmarks.methods import Method, Progress
-from benchmarks.models import mlp
+from benchmarks.models import cnn, mlp
 from benchmarks.running import Point
 from benchmarks.runs import Task, begin, best, train
 
@@ -60,6 +60,21 @@ def test_what_is_not_finite_ends_a_run_and_is_never_best(parts, method):
     assert run.ended == "not finite" and len(saved) == 2
     assert [point.batches for point in run.history] == [0, 2]
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(run.best) if hasattr(x, "size"))
+
+
+def test_what_compiles_is_what_is_timed(parts):
+    seen = []
+
+    def update(model, state, x, y):
+        seen.append(jax.tree.structure(model))
+        seen.append([leaf for leaf in jax.tree.leaves(model) if callable(leaf)])
+        return model, state, Progress(steps=1, gap=None)
+
+    def start():  # Its pooling is a function of its own.
+        return cnn(jax.random.key(0), [1, 2, 10])
+
+    run_of(parts, Method("seeing", lambda model: 0, update), start=start, max_steps=2)
+    assert len(seen) == 6 and seen[:2] == seen[2:4] == seen[4:]
 
 
 def test_what_was_best_first_is_best():
