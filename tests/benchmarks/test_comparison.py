@@ -1,4 +1,5 @@
 import csv
+import functools
 import os
 import random
 import signal
@@ -174,27 +175,42 @@ def test_other_models(run, model, tmp_path):
         assert status == 0
 
 
-ADAM = ["--optimizer", "adam", "--max-steps", "200", "--eval-every", "2"]
+LONG = ["--max-steps", "200", "--eval-every", "2", "--steps-per-update", "2"]
+KILLS = {"default": 10, "ap": 3, "dr": 3} | dict.fromkeys(["sgd", "ar", "dm", "cp", "cdr"], 1)
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """A folder with a run that nobody killed."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    log = ["--log-file", str(folder / "results.csv")]
-    with jax.numpy_dtype_promotion("standard"):
-        assert comparison.main([*TINY, *ADAM, *log]) == 0
-    return folder
+    """Makes a folder with an optimizer's run that nobody killed."""
+
+    @functools.cache
+    def made(optimizer):
+        folder = tmp_path_factory.mktemp("unbroken")
+        log = ["--log-file", str(folder / "results.csv")]
+        with jax.numpy_dtype_promotion("standard"):
+            assert comparison.main([*TINY, *LONG, "--optimizer", optimizer, *log]) == 0
+        return folder
+
+    return made
 
 
 @pytest.mark.usefixtures("loose_promotion")
 @pytest.mark.parametrize(
-    "moment", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 10))]
+    ("optimizer", "moment"),
+    [
+        ("adam", 0),
+        *(
+            pytest.param(optimizer, moment, marks=pytest.mark.slow)
+            for optimizer, moments in KILLS.items()
+            for moment in range(moments)
+        ),
+    ],
 )
-def test_killed_and_resumed_is_as_unbroken_bit_for_bit(run, unbroken, tmp_path, moment):
+def test_killed_and_resumed_is_as_unbroken_bit_for_bit(run, unbroken, tmp_path, optimizer, moment):
+    given, unbroken = [*LONG, "--optimizer", optimizer], unbroken(optimizer)
     chance = random.Random(moment)
     log = str(tmp_path / "results.csv")
-    command = [sys.executable, "-m", "benchmarks.comparison", *TINY, *ADAM, "--log-file", log]
+    command = [sys.executable, "-m", "benchmarks.comparison", *TINY, *given, "--log-file", log]
     root = Path(__file__).resolve().parents[2]
     process = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL)
     records, (wanted,) = records_of(tmp_path), records_of(unbroken).rows()
@@ -205,7 +221,7 @@ def test_killed_and_resumed_is_as_unbroken_bit_for_bit(run, unbroken, tmp_path, 
     time.sleep(chance.uniform(0, 0.01))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not records.rows()
-    status, output, (row,) = run(*ADAM, "--resume")
+    status, output, (row,) = run(*given, "--resume")
     assert status == 0 and "goes on after update" in output.err
     assert {**row, **dict.fromkeys(TIMES)} == {**wanted, **dict.fromkeys(TIMES)}
     (figures, arrays), (expected, others) = (
