@@ -7,7 +7,7 @@ user wrote out by hand is found, too, and a function that was replaced by anothe
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,7 +17,7 @@ from pjax_trace.calls import function_p
 from pjax_trace.registry import FunctionEntry, function_entries, rule_for
 
 if TYPE_CHECKING:
-    from pjax_trace.trace import Equation, Program, Value
+    from pjax_trace.trace import Equation, Program, Value, _Tracer
 
 __all__ = ["claim_functions"]
 
@@ -82,9 +82,11 @@ def _is_view(e: "Equation") -> bool:
 class _Matcher:
     """One program, to find patterns in."""
 
-    def __init__(self, equations: Sequence["Equation"], constants: Mapping["Value", Any]):
+    def __init__(self, tracer: "_Tracer"):
+        equations = tracer.equations
+        self.tracer = tracer
         self.equations = list(equations)
-        self.constants = constants
+        self.constants = tracer.constants
         self.producers = {v: e for e in equations for v in e.outputs}
         self.readers: dict[Value, list[Equation]] = {}
         for e in equations:
@@ -109,6 +111,32 @@ class _Matcher:
                 continue
             pairs = zip(wanted.outputs, e.outputs, strict=True)
             yield from self._extend(pattern, number + 1, {**found, wanted: e, **dict(pairs)})
+        if number == len(pattern.equations) - 1:
+            yield from self._regrouped(wanted, found)
+
+    def _regrouped(self, wanted: "Equation", found: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+        """The last equation ``a b`` in ``a (b c)``, whose value the program does not have."""
+        rule = rule_for(wanted.primitive)
+        if rule is None or not rule.associative:
+            return
+        first, second = (found.get(v) for v in wanted.inputs)
+        for e in self.readers.get(first, ()) if first is not None else ():
+            inner = self.producers.get(e.inputs[-1])
+            if inner is None or e.inputs[0] is not first or inner.inputs[0] is not second:
+                continue
+            pair = {e.primitive, inner.primitive}
+            if pair == {wanted.primitive} and self.used.isdisjoint((e, inner)):
+                (out,) = wanted.outputs
+                aval = jax.ShapeDtypeStruct(out.shape, out.dtype)
+                yield {**found, wanted: e, out: self.tracer.value(aval, True)}
+
+    def replace(self, place: "Equation", claimed: "Equation") -> None:
+        """Put a claimed function where its last equation was found."""
+        i, rest = self.equations.index(place), []
+        if claimed.outputs != place.outputs:  # it was regrouped
+            factor = self.producers[place.inputs[-1]].inputs[-1]
+            rest = [dataclasses.replace(place, inputs=(*claimed.outputs, factor))]
+        self.equations[i : i + 1] = [claimed, *rest]
 
     def _alike(
         self, pattern: _Pattern, wanted: "Equation", e: "Equation", found: Mapping[Any, Any]
@@ -158,11 +186,9 @@ def _same_params(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return True
 
 
-def claim_functions(
-    equations: Sequence["Equation"], constants: Mapping["Value", Any]
-) -> list["Equation"]:
+def claim_functions(tracer: "_Tracer") -> list["Equation"]:
     """The equations, each claimed function being one of them; what it leaves unread stays."""
-    matcher = _Matcher(equations, constants)
+    matcher, equations = _Matcher(tracer), tracer.equations
     primitives = {e.primitive for e in equations}
     values = list(dict.fromkeys(v for e in equations for v in e.inputs if v.variable))
     shapes = dict.fromkeys((v.shape, v.dtype) for v in values)
@@ -186,11 +212,11 @@ def claim_functions(
                 continue
             out = found[result]
             matcher.used.update(found[e] for e in pattern.equations)
-            place = matcher.producers[out]
+            place = found[pattern.equations[-1]]
             name = getattr(entry.function, "__name__", "function")
             params = {"rule": entry.rule, "name": name, "params": variant}
             claimed = dataclasses.replace(
                 place, primitive=function_p, params=params, inputs=(x,), outputs=(out,)
             )
-            matcher.equations[matcher.equations.index(place)] = claimed
+            matcher.replace(place, claimed)
     return matcher.equations

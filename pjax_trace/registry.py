@@ -176,6 +176,7 @@ class Rule:
         offset: as a view: whether it may add data to what it reads.
         permutation: as a view: whether it only renames elements, unless it changes their number.
         scales: as a view: whether it may multiply what it reads.
+        associative: whether ``f(a, f(b, c))`` is ``f(f(a, b), c)``.
     """
 
     family: ClassVar[str] = "rule"
@@ -186,6 +187,7 @@ class Rule:
     offset: bool = True
     permutation: bool = False
     scales: bool = False
+    associative: bool = False
 
     def rewrite(
         self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]
@@ -737,7 +739,8 @@ def register_function(
     """Let a rule claim a whole function of one array, instead of the primitives in it.
 
     Wherever a traced program has the equations that ``function(x)`` traces to, they become one
-    constraint. It is matched by its traced body, not by its name.
+    constraint. It is matched by its traced body, not by its name. Of a function that ends with a
+    product, ``a * (b * c)`` is found as ``(a * b) * c``.
 
     Args:
         function: takes one array, and keyword arguments that are no arrays; returns one array. It

@@ -404,7 +404,7 @@ def trace_program(
     ]
     outputs = tracer.walk(jaxpr, closed.consts, inputs, source=source)
     if claim:
-        tracer.equations = claim_functions(tracer.equations, tracer.constants)
+        tracer.equations = claim_functions(tracer)
         tracer.equations = narrow_sums(tracer, outputs)
     return Program(
         tuple(inputs[: len(parameters)]),

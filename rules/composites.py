@@ -395,6 +395,21 @@ def layer_norm_by_hand(x: Array, axes: tuple[int, ...], eps: float) -> Array:
     return (x - mean) / jnp.sqrt(variance + eps)
 
 
+def layer_norm_fast(x: Array, axes: tuple[int, ...], eps: float) -> Array:
+    """As ``flax.linen.LayerNorm`` has it, without its scale."""
+    mean, mean_square = jnp.mean(x, axes), jnp.mean(jax.lax.square(x), axes)
+    variance = jnp.maximum(0.0, mean_square - jax.lax.square(mean))
+    mean, variance = jnp.expand_dims(mean, axes), jnp.expand_dims(variance, axes)
+    return (x - mean) * jax.lax.rsqrt(variance + eps)
+
+
+def rms_norm_fast(x: Array, axes: tuple[int, ...], eps: float) -> Array:
+    """As ``flax.linen.RMSNorm`` has it, without its scale."""
+    mean_square = jnp.mean(jax.lax.square(x), axes)
+    mean = jnp.expand_dims(jnp.zeros_like(mean_square), axes)
+    return (x - mean) * jax.lax.rsqrt(jnp.expand_dims(mean_square, axes) + eps)
+
+
 register_function(
     jax.nn.softmax,
     SOFTMAX,
@@ -405,6 +420,8 @@ register_function(
 _FOUND = "standardisation in equinox.nn.LayerNorm and GroupNorm; eps 1e-5 or 1e-6"
 _BY_HAND = "(x - mean) / sqrt(var + eps) along the last axis; eps 1e-5 or 1e-6"
 _RMS = "equinox.nn.RMSNorm without its scale; eps 1e-5 or 1e-6"
+_FAST = "standardisation in flax.linen.LayerNorm along the last axis; eps 1e-5 or 1e-6"
+_RMS_FAST = "flax.linen.RMSNorm without its scale along the last axis; eps 1e-5 or 1e-6"
 for function, rule, variants, example, note in (
     (layer_norm, STANDARDISE, _trailing_axes, jax.vmap(_BARE_LAYER_NORM), _FOUND),
     (
@@ -415,6 +432,14 @@ for function, rule, variants, example, note in (
         _BY_HAND,
     ),
     (rms_norm, NORMALISE, _trailing_axes, jax.vmap(_BARE_RMS_NORM), _RMS),
+    (
+        layer_norm_fast,
+        STANDARDISE,
+        _last_axis,
+        partial(layer_norm_fast, axes=(1,), eps=1e-6),
+        _FAST,
+    ),
+    (rms_norm_fast, NORMALISE, _last_axis, partial(rms_norm_fast, axes=(1,), eps=1e-6), _RMS_FAST),
 ):
     case = Case(lambda x, scale, example=example: scale * example(x), ((2, 4), (2, 4)))
     register_function(function, rule, variants=variants, cases=[case], note=note)

@@ -549,6 +549,8 @@ class Addition(Pointwise):
 class Multiplication(Pointwise):
     """mul: one product per element."""
 
+    associative = True
+
     def terms(self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Term, ...]:
         """One product."""
         return (Term(identity_map(shapes[0], 2), (0, 1)),)

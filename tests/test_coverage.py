@@ -32,9 +32,19 @@ def cases(primitive, entry, name):
         yield pytest.param(primitive, entry.rule, case, id=f"{name}-{i}", marks=marks)
 
 
+def of_functions():
+    """Forms of one function have a rule in common, which the first of them tries."""
+    tried = set()
+    for entry in function_entries():
+        for case in cases(None, entry, name_of(entry)):
+            marks = [pytest.mark.slow] if entry.rule in tried else case.marks
+            yield pytest.param(*case.values, id=case.id, marks=marks)
+        tried.add(entry.rule)
+
+
 CASES = [
     *(case for p, entry in entries().items() for case in cases(p, entry, p.name)),
-    *(case for entry in function_entries() for case in cases(None, entry, name_of(entry))),
+    *of_functions(),
 ]
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 
 import pjax_trace as pjax
 from pjax_trace.registry import Weights
@@ -264,6 +265,26 @@ def by_hand(x):
 )
 def test_norms_are_found(function, name):
     assert names(function, jnp.ones((2, 4, 6))) == [name]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(linen.LayerNorm(), "layer_norm_fast"), (linen.RMSNorm(1e-5), "rms_norm_fast")],
+)
+def test_norms_of_flax_are_found(module, name):
+    """With their scale, whose product they take with the quotient and not with the norm."""
+    x = 1 + jax.random.normal(jax.random.key(0), (2, 4, 6))
+    variables = jax.tree.map(lambda a: a + 0.5, module.init(jax.random.key(0), x))
+
+    def fit(variables, x):
+        z = module.apply(variables, x)
+        return pjax.losses.squared_error(z.reshape(1, -1), jnp.zeros((1, z.size)))
+
+    graph = pjax.project(fit, (0, 1), schedule="parallel").trace(variables, x)
+    assert [c.name for c in graph.constraints] == [name, "mul", "squared_error"]
+    values = graph.program.evaluate(jax.tree.leaves((variables, x)), []).values()
+    expected = module.apply(variables, x)
+    assert any(v.shape == x.shape and np.allclose(v, expected, atol=1e-4) for v in values)
 
 
 @pytest.mark.xfail(raises=AssertionError, reason="the loss falls to 0.86 only, and then rises")
