@@ -155,7 +155,7 @@ def test_zero_weights_and_zero_inputs_move_and_stay():
 LIMIT = {"strength": 0.1, "damping": 300.0, "reach": 1e-3, **FREE}
 # A choice by a variable asks its boolean, too, which has no gradient.
 DISCRETE = {"sign", "round", "ternary weights"}
-QUICK = {"relu", "attention"}
+QUICK = {"relu"}
 
 
 @pytest.mark.parametrize(
@@ -501,6 +501,7 @@ def test_steps_over_data_are_steps_of_a_dense_layer():
         np.testing.assert_allclose(found, far(lambda w: x @ w), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_windows_that_overlap_add_up():
     images = normal(0, 2, 1, 6, 6)
 

@@ -32,12 +32,12 @@ def line(slope):
 @pytest.mark.parametrize(
     "fn, operands",
     [
-        (jnp.abs, (POINT,)),
+        pytest.param(jnp.abs, (POINT,), marks=pytest.mark.slow),
         (jnp.tanh, (POINT,)),
         (jnp.multiply, (POINT, POINT)),
         (lambda x, w: x @ w, (jnp.zeros(2), jnp.ones(2))),
         (lambda x: jnp.ones(2) @ x + 1.0, (jnp.zeros(2),)),
-        (lambda x: 2.0 * x, (POINT,)),
+        pytest.param(lambda x: 2.0 * x, (POINT,), marks=pytest.mark.slow),
         (custom(lambda x: 3.0 * x, line(3.0)), (POINT,)),
     ],
     ids=["abs", "tanh", "mul", "dot", "data", "view", "custom"],

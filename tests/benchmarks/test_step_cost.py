@@ -47,7 +47,7 @@ def test_granularities_and_schedules(capsys):
 @pytest.mark.parametrize(
     "model",
     [
-        "cnn --sizes 1,2,3,4",
+        pytest.param("cnn --sizes 1,2,3,4", marks=pytest.mark.slow),
         pytest.param("gru --sizes 5,2,3,5 --seq-len 4", marks=pytest.mark.slow),
     ],
 )
