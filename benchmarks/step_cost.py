@@ -6,11 +6,10 @@ pass it starts from, the dispatch) is included. Adam is timed in a scan of as ma
 single calls; the faster of the two is the reference. Repeats of all methods are interleaved, and
 medians taken.
 
-Operations are those that XLA counts before it optimizes, loops multiplied out, conjugate gradients
-as if they ran to their limit (they often stop before); factorizations by LAPACK count as none.
-Their rate is a share of that of a product of two matrices, 1024 by 1024, timed in between. "in
-sequence" is how many projections or operations wait for one another in a step: two for two colours,
-for a sweep or a gradient twice the longest chain, forward and back.
+Operations are counted as benchmarks/flops.py says, conjugate gradients as if they ran to their
+limit (they often stop before). Their rate is a share of that of a product of two matrices, 1024 by
+1024, timed in between. "in sequence" is how many projections or operations wait for one another in
+a step: two for two colours, for a sweep or a gradient twice the longest chain, forward and back.
 """
 
 import argparse
@@ -28,11 +27,10 @@ import numpy as np
 import optax
 
 import pjax_trace as pjax
-from benchmarks import arguments
+from benchmarks import arguments, flops
 from benchmarks.methods import COPY_FREE, SOLVERS, gradient_step, project, setting
 from benchmarks.models import MODELS
 from benchmarks.tables import format_table, write_json
-from pjax_trace.explain import operations
 
 MATRIX = 1024  # Of the products that the machine's rate is measured by.
 
@@ -92,16 +90,9 @@ class Subject:
         self._carry = jax.block_until_ready(self._update(self._carry))
         self.seconds.append((time.perf_counter() - before) / self.steps)
 
-    def flops(self) -> float | None:
-        """The operations of a step, if XLA counts them."""
-        arrays, static = eqx.partition(self._shapes, _is_shape)
-
-        def counted(arrays: Any) -> Any:
-            return eqx.filter(self._update(eqx.combine(arrays, static)), eqx.is_array)
-
-        # A block's conjugate gradients are the only loop whose length is not known.
-        count = operations(counted, arrays, limit=pjax.Block().iterations)
-        return None if count is None else count / self.steps
+    def flops(self) -> float:
+        """The operations of a step."""
+        return flops.count(self._update, self._shapes) / self.steps
 
     def row(self, reference: "Subject", rate: float | None = None) -> dict[str, Any]:
         """The subject's line of the table.
@@ -112,7 +103,7 @@ class Subject:
         """
         name, granularity, schedule, copies = self.kind
         seconds = statistics.median(self.seconds)
-        flops = self.flops() if rate else None
+        operations = self.flops() if rate else None
         values = (
             name,
             granularity,
@@ -123,8 +114,8 @@ class Subject:
             seconds / statistics.median(reference.seconds),
             self.bytes / 2**20,
             self.bytes / reference.bytes,
-            flops / 1e6 if flops is not None else None,
-            flops / seconds / rate if flops is not None and rate else None,
+            operations / 1e6 if operations is not None else None,
+            operations / seconds / rate if operations is not None and rate else None,
             self.sequence,
             self.compile_seconds,
         )
@@ -133,10 +124,6 @@ class Subject:
 
 def _shape_of(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if eqx.is_array(leaf) else leaf
-
-
-def _is_shape(leaf: Any) -> bool:
-    return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -387,6 +387,9 @@ class _Counter:
 def operations(function: Callable[..., Any], *args: Any, limit: int = 1) -> float | None:
     """The operations of a function by XLA's count, with loops multiplied out; None without one.
 
+    Lowering sees into losses and functions with rules of their own, which are opaque in a jaxpr;
+    whole updates have none of these, but calls of LAPACK, which only benchmarks/flops.py counts.
+
     Args:
         function: of arrays; it is traced and lowered, and not run.
         args: arrays or shapes.
