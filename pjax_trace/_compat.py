@@ -18,6 +18,7 @@ __all__ = [
     "bind",
     "call_body",
     "enable_x64",
+    "linear_solve_p",
     "is_known",
     "Scan",
     "loop_body",
@@ -33,6 +34,7 @@ Primitive = jex_core.Primitive
 Literal = jex_core.Literal
 
 enable_x64 = jax.enable_x64
+linear_solve_p = primitives.linear_solve_p
 
 # The parameter that holds the body of each call-like primitive.
 _CALLS: dict[Any, str] = {

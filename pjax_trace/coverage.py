@@ -37,7 +37,8 @@ def rows() -> list[Row]:
 
 def _primitive(name: str, entry: Entry) -> Row:
     rule = entry.rule
-    note = rule.reason if isinstance(rule, Refusal) else entry.note
+    notes = (rule.reason if isinstance(rule, Refusal) else "", entry.note)
+    note = "; ".join(filter(None, notes))
     return Row(f"`{name}`", rule.family, rule.granularity, rule.exactness, entry.since, note)
 
 

@@ -390,6 +390,7 @@ def trace_program(
         jax.errors.TracerBoolConversionError,
         jax.errors.TracerIntegerConversionError,
         jax.errors.ConcretizationTypeError,
+        jax.errors.NonConcreteBooleanIndexError,
     ) as error:
         raise TraceError(
             "a Python loop or branch depends on the value of a traced array, or a NumPy function "

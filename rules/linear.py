@@ -6,6 +6,7 @@ nothing are constants.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from pjax_trace import _compat
 from pjax_trace.calls import call, function_p
 from pjax_trace.registry import Case, Refusal, Rule, ViewRule, register_rule
 from pjax_trace.rules.maps import CumulativeSum, Map, ScatterSum
@@ -57,6 +59,46 @@ class Rewritten(Rule):
     def supports(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
         """Nothing that is not rewritten."""
         return False
+
+
+class DataOnly(Refusal):
+    """A primitive that is refused, unless only its first operand is variable.
+
+    Args:
+        reason: for the refusal.
+        function: ``function(params, *operands)``, equivalent if it is.
+    """
+
+    def __init__(self, reason: str, function: Callable[..., Any]):
+        super().__init__(reason)
+        self._function = function
+
+    def rewrite(
+        self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]
+    ) -> Callable[..., Any] | None:
+        """The equivalent function."""
+        return None if any(variable[1:]) else lambda *xs: self._function(params, *xs)
+
+
+def _scaled(params: dict[str, Any], x: Array, indices: Array, updates: Array) -> Array:
+    """``x.at[indices].multiply(updates)``."""
+    ones = jnp.ones_like(x)
+    return x * _compat.bind(lax.scatter_mul_p, params, ones, indices, updates)[0]
+
+
+def _bounded(
+    primitive: Any,
+    bounded: Callable[..., Array],
+    params: dict[str, Any],
+    x: Array,
+    indices: Array,
+    updates: Array,
+) -> Array:
+    """``x.at[indices].max(updates)`` or ``min``; elsewhere x has no bound."""
+    none = jnp.full_like(x, -bounded(-jnp.inf, jnp.inf))
+    (bound,) = _compat.bind(primitive, params, none, indices, updates)
+    free = jnp.isinf(bound)
+    return jnp.where(free, x, bounded(x, jnp.where(free, 0, bound)))
 
 
 def _convolution(params: dict[str, Any], x: Array, w: Array) -> Array:
@@ -270,23 +312,51 @@ register_rule(
     cases=(Case(lambda x: lax.cumprod(x, 0), ((5,),)),),
     note="by rewriting to an associative scan of products",
 )
+# An element takes as many updates as data decide: it is no row of ours if they are variables.
 register_rule(
     lax.scatter_mul_p,
-    Refusal(
+    DataOnly(
         "a row multiplies as many factors as data decide; for indices without repetition, write "
-        "x.at[i].set(x[i] * u)"
+        "x.at[i].set(x[i] * u)",
+        _scaled,
     ),
     cases=(Case(lambda x: x.at[jnp.array([0, 0])].multiply(x[:2]), ((3,),)),),
+    note="by data a scaling",
 )
-for primitive, method in ((lax.scatter_max_p, "max"), (lax.scatter_min_p, "min")):
+for primitive, method, bounded in (
+    (lax.scatter_max_p, "max", jnp.maximum),
+    (lax.scatter_min_p, "min", jnp.minimum),
+):
     register_rule(
         primitive,
-        Refusal(
+        DataOnly(
             "an element is compared with as many others as data decide; for indices without "
             f"repetition, write x.at[i].set(jnp.{method}imum(x[i], u)), else jnp.{method} of a "
-            "gathered array"
+            "gathered array",
+            partial(_bounded, primitive, bounded),
         ),
         cases=(
             Case(lambda x, name=method: getattr(x.at[jnp.array([0, 0])], name)(x[:2]), ((3,),)),
         ),
+        note=f"by data a {method}",
     )
+
+_SOLVE = "make the solution a parameter, or a variable, and constrain the product: A @ x to b"
+_DECOMPOSE = (
+    "make the factors parameters, and constrain their product; or decompose data, such as "
+    "jax.lax.stop_gradient(A)"
+)
+for primitive, reason, function in (
+    (_compat.linear_solve_p, _SOLVE, lambda a: jnp.linalg.solve(a, a)),
+    (
+        lax.linalg.triangular_solve_p,
+        _SOLVE,
+        lambda a: lax.linalg.triangular_solve(a, a, left_side=True),
+    ),
+    (lax.linalg.cholesky_p, _DECOMPOSE, jnp.linalg.cholesky),
+    (lax.linalg.lu_p, _DECOMPOSE, lambda a: lax.linalg.lu(a)[0]),
+    (lax.linalg.qr_p, _DECOMPOSE, lambda a: jnp.linalg.qr(a)[0]),
+    (lax.linalg.svd_p, _DECOMPOSE, lambda a: jnp.linalg.svd(a)[0]),
+    (lax.linalg.eigh_p, _DECOMPOSE, lambda a: jnp.linalg.eigh(a)[0]),
+):
+    register_rule(primitive, Refusal(reason), cases=(Case(function, ((2, 2),)),))

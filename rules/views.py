@@ -7,8 +7,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array
 
 from pjax_trace.registry import Case, Range, ViewRule, register_rule
 
@@ -68,6 +70,11 @@ class SplitRule(ViewRule):
         """One after the other."""
         stops = list(itertools.accumulate(int(size) for size in params["sizes"]))
         return [Range(int(params["axis"]), a, b) for a, b in zip([0, *stops], stops, strict=False)]
+
+
+def _placed(x: Array) -> Array:
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return lax.with_sharding_constraint(x, device)
 
 
 _PERMUTATION = ViewRule(permutation=True)
@@ -140,6 +147,11 @@ register_rule(
     ViewRule(),  # never reached: its output is data
     cases=[Case(lambda x: jnp.abs(x) + jnp.square(x) * lax.stop_gradient(x), ((3,),))],
     note="its output is data",
+)
+register_rule(
+    lax.sharding_constraint_p,
+    _PERMUTATION,
+    cases=[Case(_placed, ((3,),))],
 )
 # Newer JAX traces these where older JAX used several of the above.
 if hasattr(lax, "tile_p"):

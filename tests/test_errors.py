@@ -71,6 +71,22 @@ def test_a_rule_that_cannot_take_these_operands():
     assert line(scattered, "multiply") in message
 
 
+@pytest.mark.parametrize(
+    ("method", "names"), [("multiply", []), ("max", ["max"]), ("min", ["max"])]
+)
+def test_a_scatter_of_data_is_a_scaling_or_a_bound(method, names):
+    def scattered(w, i, u):
+        z = getattr(w.at[i], method)(u)
+        return losses.squared_error(z, jnp.zeros((3, 2)))
+
+    i, u = jnp.array([0, 0, 2]), jnp.array([[0.5, -0.1], [0.3, 2.0], [-3.0, 3.0]])
+    graph = pjax.project(scattered, schedule="product").trace(W, i, u)
+    assert [c.name for c in graph.constraints] == [*names, "squared_error"]
+    values = graph.program.evaluate([W], [i, u]).values()
+    expected = getattr(W.at[i], method)(u)
+    assert any(v.shape == W.shape and np.array_equal(v, expected) for v in values)
+
+
 def test_primitives_on_data_need_no_rule():
     def function(w, x, y):
         return losses.cross_entropy(jnp.sort(jnp.sin(x)) @ w, y)
@@ -135,7 +151,10 @@ def test_a_python_branch_or_loop_on_a_variable():
             x = 2 * x
         return losses.cross_entropy(x @ w, y)
 
-    for function in (branch, loop, count):
+    def mask(w, x, y):
+        return losses.cross_entropy(x @ w.at[w > 0].set(0.0), y)
+
+    for function in (branch, loop, count, mask):
         message = refused(pjax.TraceError, "loop or branch depends on the value", function, W, X, Y)
         assert "jnp.where" in message
 
