@@ -287,7 +287,6 @@ def test_norms_of_flax_are_found(module, name):
     assert any(v.shape == x.shape and np.allclose(v, expected, atol=1e-4) for v in values)
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="the loss falls to 0.86 only, and then rises")
 def test_the_loss_falls_by_training_through_them(trained):
     before, after, _ = trained
     assert after < 0.8 * before
@@ -300,9 +299,16 @@ def test_the_gap_closes_by_training_through_them(trained):
 
 @pytest.fixture(scope="module")
 def trained():
-    """Losses before and after training attention and a norm in one call, and the info."""
+    """Losses before and after training attention and a norm in one call, and the info.
+
+    The targets are those of other parameters. Sixteen arbitrary ones are not in reach of a norm,
+    whose rows have one mean and size; then the loss of the solver's outputs vanishes, at the cost
+    of a gap in the norm that stays, and the loss of its parameters falls to 0.86 only.
+    """
     key = jax.random.key(0)
-    attention = eqx.nn.MultiheadAttention(1, 4, key=key, inference=True)
+    attention, teacher = (
+        eqx.nn.MultiheadAttention(1, 4, key=jax.random.key(i), inference=True) for i in (0, 5)
+    )
     norm = eqx.nn.LayerNorm(4)
     mask = jnp.tril(jnp.ones((3, 3), bool))
 
@@ -314,6 +320,6 @@ def trained():
         return pjax.losses.squared_error(jax.vmap(partial(model, parameters))(x), y)
 
     x = jax.random.normal(key, (16, 3, 4))
-    y = x[:, 0]
+    y = jax.vmap(partial(model, (teacher, norm)))(x)
     parameters, info = pjax.project(fit, steps=100, schedule="parallel")((attention, norm), x, y)
     return fit((attention, norm), x, y), fit(parameters, x, y), info
