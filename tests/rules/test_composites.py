@@ -297,18 +297,26 @@ def test_the_gap_closes_by_training_through_them(trained):
     assert info.gap < 0.5 * jnp.max(info.history)
 
 
+@pytest.mark.slow
+@pytest.mark.xfail(raises=AssertionError, reason="the loss falls to 0.86 only, and then rises")
+def test_the_loss_falls_towards_targets_out_of_reach():
+    """Rows of a norm have one mean and size: the loss is met at the cost of a gap that stays."""
+    before, after, _ = train_towards(lambda model, x: x[:, 0])
+    assert after < 0.8 * before
+
+
 @pytest.fixture(scope="module")
 def trained():
-    """Losses before and after training attention and a norm in one call, and the info.
+    """As `train_towards`, to the outputs of other parameters."""
+    teacher = eqx.nn.MultiheadAttention(1, 4, key=jax.random.key(5), inference=True)
+    norm = eqx.nn.LayerNorm(4)
+    return train_towards(lambda model, x: jax.vmap(partial(model, (teacher, norm)))(x))
 
-    The targets are those of other parameters. Sixteen arbitrary ones are not in reach of a norm,
-    whose rows have one mean and size; then the loss of the solver's outputs vanishes, at the cost
-    of a gap in the norm that stays, and the loss of its parameters falls to 0.86 only.
-    """
+
+def train_towards(targets):
+    """Losses before and after training attention and a norm in one call, and the info."""
     key = jax.random.key(0)
-    attention, teacher = (
-        eqx.nn.MultiheadAttention(1, 4, key=jax.random.key(i), inference=True) for i in (0, 5)
-    )
+    attention = eqx.nn.MultiheadAttention(1, 4, key=key, inference=True)
     norm = eqx.nn.LayerNorm(4)
     mask = jnp.tril(jnp.ones((3, 3), bool))
 
@@ -320,6 +328,6 @@ def trained():
         return pjax.losses.squared_error(jax.vmap(partial(model, parameters))(x), y)
 
     x = jax.random.normal(key, (16, 3, 4))
-    y = jax.vmap(partial(model, (teacher, norm)))(x)
+    y = targets(model, x)
     parameters, info = pjax.project(fit, steps=100, schedule="parallel")((attention, norm), x, y)
     return fit((attention, norm), x, y), fit(parameters, x, y), info
