@@ -37,6 +37,7 @@ _MAJORISATIONS = 8  # for weights that vary within a slice
 _SAMPLES = 4  # starts of a softmax, besides the point itself
 _STEPS = 8  # from the best of them
 _LEAST = 1e-6  # probabilities below are alike where Newton starts
+_ROUNDING = 4  # of a sum, in units of its terms' last place
 _MASKED = 1e30
 
 
@@ -213,7 +214,8 @@ def _nearest_scale(a: Array, b: Array, c: Array, ratio: Array, eps: float) -> tu
         return jax.jvp(slope, (log_s,), (jnp.ones_like(log_s),))
 
     found = bracketed_newton(fun, start - spacing, start + spacing, start, steps=_NEWTON)
-    found = jnp.where(distance(found) <= least, found, start)
+    rounding = _ROUNDING * jnp.finfo(least.dtype).eps
+    found = jnp.where(distance(found) <= least * (1 + rounding), found, start)
     s, _, _, u, v = at(found)
     return s * u, s * v
 
@@ -232,7 +234,7 @@ def nearest_softmax(
     z = softmax(x), r = wz (z − z0) and e = wz z² + z (r − ⟨z, r⟩), the Hessian is twice
     ``diag(wx + e) − e zᵀ − z eᵀ + (Σ e) z zᵀ``: a diagonal and rank two, solved by the formula of
     Woodbury. It is positive definite if no e is negative, as negative ones are taken to be; a step
-    that does not descend is taken back, and damped (Levenberg and Marquardt).
+    that ascends, beyond rounding, is taken back, and damped (Levenberg and Marquardt).
 
     Args:
         x0: slices before; −inf, or very small numbers, where something is masked.
@@ -264,16 +266,16 @@ def nearest_softmax(
         z = jax.nn.softmax(x0 + d, axis)
         return d, z, total(wx * jnp.square(d) + wz * jnp.square(z - z0))
 
-    def nearer(one: Any, other: Any) -> Any:
-        closer = one[2] < other[2]
-        return jax.tree.map(lambda a, b: jnp.where(closer, a, b), one, other), closer
+    def chosen(where: Array, one: Any, other: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(where, a, b), one, other)
 
     start = point(jnp.zeros_like(x0))
     # What is nothing on both ends, because it is masked, does not move.
     way = centred(jnp.log(jnp.maximum(z0, _LEAST) / jnp.maximum(start[1], _LEAST)))
 
     def sample(i: Array, best: Any) -> Any:
-        return nearer(point(way * ((i + 1).astype(way.dtype) / _SAMPLES)), best)[0]
+        other = point(way * ((i + 1).astype(way.dtype) / _SAMPLES))
+        return chosen(other[2] < best[2], other, best)
 
     start = jax.lax.fori_loop(0, _SAMPLES, sample, start)
 
@@ -290,9 +292,12 @@ def nearest_softmax(
         y, w = total(p * gradient), total(q * gradient)
         det = a * c + jnp.square(b)
         newton = gradient / (least + e) - p * ((c * y - b * w) / det) + q * ((b * y + a * w) / det)
-        best, closer = nearer(point(centred(d - newton)), (d, z, far))
+        # Near the end distances are alike up to rounding; there the gradient knows better.
+        rounding = total(wx * jnp.square(d) + jnp.abs(pull) * (z + jnp.abs(z0)))
+        new = point(centred(d - newton))
+        closer = new[2] < far + _ROUNDING * jnp.finfo(d.dtype).eps * rounding
         harder = jnp.maximum(8 * damping, 0.1 * jnp.max(e, axis, keepdims=True))
-        return best, jnp.where(closer, damping / 8, harder)
+        return chosen(closer, new, (d, z, far)), jnp.where(closer, damping / 8, harder)
 
     (d, *_), _ = jax.lax.fori_loop(0, _STEPS, step, (start, jnp.zeros_like(start[2])))
     return x0 + d

@@ -186,6 +186,16 @@ def test_softmax_is_stationary_and_nearly_always_nearest(n):
     assert np.mean(own <= least * (1 + 1e-3) + 1e-9) >= 0.97
 
 
+def test_softmax_is_as_precise_as_its_dtype():
+    """Not as its root, as what only compares distances is."""
+    point = softmax_points(150, 5, 0)
+    x = project(SOFTMAX, *point, axis=1)[0]
+    with jax.enable_x64(True):
+        exact = project(SOFTMAX, *(np.float64(a) for a in point), axis=1)[0]
+    error = np.abs(x - exact).max(1) / np.maximum(np.abs(exact).max(1), 1)
+    assert np.quantile(error, 0.9) <= 1e-6
+
+
 @pytest.mark.parametrize("low", [-np.inf, np.finfo(np.float32).min, -1e9])
 def test_softmax_leaves_masked_scores_alone(low):
     x0, z0, _, wz = softmax_points(50, 4, 0)
