@@ -11,6 +11,7 @@ from pjax_trace.acceleration import Acceleration as Acceleration
 from pjax_trace.acceleration import Anderson as Anderson
 from pjax_trace.acceleration import Averaging as Averaging
 from pjax_trace.acceleration import Momentum as Momentum
+from pjax_trace.acceleration import TrustRegion as TrustRegion
 from pjax_trace.calls import custom_projection as custom_projection
 from pjax_trace.constrain import constrain as constrain
 from pjax_trace.errors import InputError as InputError

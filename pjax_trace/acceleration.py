@@ -1,4 +1,4 @@
-"""What goes between updates, or between the steps of one: momentum, Anderson's mixing, averages.
+"""What goes between updates, or between the steps of one: momentum, mixing, trust, averages.
 
 They are values that any solver goes with. An acceleration says where an update starts, and what
 becomes of where it ended; its memory is part of the state, a pytree. To one that is given to
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pjax_trace.errors import InputError, check_positive, check_range
 
-__all__ = ["Acceleration", "Anderson", "Averaging", "Momentum"]
+__all__ = ["Acceleration", "Anderson", "Averaging", "Momentum", "TrustRegion"]
 
 Arrays = Sequence[Array]
 Inner = Callable[[Any, Any], Array]
@@ -240,6 +240,55 @@ class Anderson(Acceleration):
 
 def _chosen(choice: Bool[Array, ""], yes: Arrays, no: Arrays) -> list[Array]:
     return [jnp.where(choice, x, y) for x, y in zip(yes, no, strict=True)]
+
+
+class TrustRegion(Acceleration):
+    """A limit to how far an update moves every array, in relation to its size.
+
+    ``θ⁺ = start + min(1, radius · max(rms(start), floor) / rms(end − start)) (end − start)``
+
+    What moves less is left alone. It goes in front of momentum, which then remembers the way that
+    was gone: ``acceleration=(TrustRegion(0.02), Momentum(0.9))``. A `Sweep` has a trust region of
+    its own, for every unit of a layer.
+
+    Args:
+        radius: positive; the share of its size that an array may move by.
+        floor: positive; arrays whose root mean square is smaller, such as biases that start at
+            zero, count as being of this size.
+
+    References:
+        A. Conn, N. Gould, P. Toint, Trust-Region Methods, SIAM 2000. Y. You et al., Large batch
+        optimization for deep learning, ICLR 2020, for radii in relation to the size of weights.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import pjax_trace as pjax
+        >>> def fit(w):
+        ...     pjax.constrain(w, pjax.sets.Equal(8.0))
+        >>> w, _ = pjax.project(fit, acceleration=pjax.TrustRegion(0.5), tol=0.0)(jnp.ones(3))
+        >>> print(w)
+        [1.5 1.5 1.5]
+    """
+
+    radius: float = 0.02
+    floor: float = 1e-2
+
+    def __check_init__(self) -> None:
+        """Both are positive."""
+        check_positive("TrustRegion: radius", self.radius)
+        check_positive("TrustRegion: floor", self.floor)
+
+    def finish(
+        self, memory: Any, parameters: Arrays, start: Arrays, end: Arrays, inner: Inner = _dot
+    ) -> tuple[Arrays, Any]:
+        """Where the update ended, or on the way there."""
+        return [self._shorten(s, e) for s, e in zip(start, end, strict=True)], memory
+
+    def _shorten(self, start: Array, end: Array) -> Array:
+        size = jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(start))), self.floor)
+        length = jnp.sqrt(jnp.mean(jnp.square(end - start)))
+        factor = self.radius * size / jnp.where(length > 0, length, 1)
+        return jnp.where(factor < 1, start + factor * (end - start), end)
 
 
 class Averaging(Acceleration):

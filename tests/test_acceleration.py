@@ -1,4 +1,4 @@
-"""Momentum and averages between updates, by hand; Anderson's mixing against numpy."""
+"""Momentum, averages and trust regions, by hand; Anderson's mixing against numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +86,48 @@ def test_averages_of_several_arguments_keep_their_order():
     average = train.averaged(pair, state)
     for new, old, found in zip(pair, (params["w"], params["b"]), average, strict=True):
         np.testing.assert_allclose(found, 0.1 * old + 0.9 * new, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [pjax.Sweep(), pjax.AlternatingProjections()], ids=str)
+def test_trust_region(solver):
+    """What would move farther ends on the way, at the limit; the rest is left alone."""
+    params, batches = problem()
+    free, _ = pjax.project(fit, solver=solver, steps=1, acceleration=())(params, *batches[0])
+    region = pjax.TrustRegion(0.1, floor=0.5)
+    new, _ = pjax.project(fit, solver=solver, steps=1, acceleration=region)(params, *batches[0])
+    limits = {"w": 0.1 * np.sqrt(np.mean(np.square(params["w"]))), "b": 0.05}
+    for name, limit in limits.items():
+        way = np.asarray(free[name] - params[name])
+        share = min(1, limit / np.sqrt(np.mean(np.square(way))))
+        np.testing.assert_allclose(new[name], params[name] + share * way, atol=1e-6)
+    far, _ = pjax.project(fit, solver=solver, steps=1, acceleration=pjax.TrustRegion(1e3))(
+        params, *batches[0]
+    )
+    jax.tree.map(np.testing.assert_array_equal, far, free)
+
+
+def test_trust_region_within_an_update():
+    solver = pjax.Accelerated(pjax.AlternatingProjections(), pjax.TrustRegion(0.1, floor=1.0))
+
+    def point(x):
+        pjax.constrain(x, pjax.sets.Equal(5.0))
+
+    moved = [float(pjax.project(point, solver=solver, steps=n)(jnp.zeros(()))[0]) for n in (1, 12)]
+    np.testing.assert_allclose(moved, [0.1, 1.1**2], rtol=1e-5)
+
+
+def test_momentum_remembers_what_the_trust_region_left():
+    """It is in front, and a start that momentum has moved is what counts as the start."""
+    region, momentum = pjax.TrustRegion(0.01), pjax.Momentum(0.5)
+    record = []
+    run([region, momentum], record=record)
+    params, batches = problem()
+    update, velocity = pjax.project(fit, acceleration=region), jax.tree.map(jnp.zeros_like, params)
+    for batch, found in zip(batches, record, strict=True):
+        ahead = jax.tree.map(lambda p, v: p + 0.5 * v, params, velocity)
+        new, _ = update(ahead, *batch)
+        velocity, params = jax.tree.map(jnp.subtract, new, params), new
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, new)
 
 
 def anderson(update, start, steps, **options):
@@ -184,6 +226,9 @@ def test_bad_values():
     for bad in ({"memory": 0}, {"memory": 2.0}, {"ridge": 0.0}):
         with pytest.raises(InputError, match="Anderson: "):
             pjax.Anderson(**bad)
+    for bad in ({"radius": 0.0}, {"floor": -1.0}, {"radius": float("nan")}):
+        with pytest.raises(InputError, match="TrustRegion: "):
+            pjax.TrustRegion(**bad)
     for make in (pjax.Momentum, pjax.Averaging):
         with pytest.raises(InputError, match=r"decay must be in \[0, 1\), not 1.0"):
             make(1.0)

@@ -106,6 +106,7 @@ PROGRAMS = [
     variable_inputs,
     single,
 ]
+QUICK = {backwards, both, nested, variable_inputs, single}  # the others add least to them
 SOLVERS = {
     "momentum": pjax.AlternatingProjections(momentum=0.9),
     "dr": pjax.DouglasRachford(),
@@ -119,7 +120,10 @@ def parameters():
 @pytest.mark.parametrize(
     ("program", "name"),
     [
-        *((program, "momentum") for program in PROGRAMS),
+        *(
+            pytest.param(program, "momentum", marks=[pytest.mark.slow] * (program not in QUICK))
+            for program in PROGRAMS
+        ),
         (both, "dr"),
         *(pytest.param(program, "dr", marks=pytest.mark.slow) for program in (outputs, nested)),
     ],

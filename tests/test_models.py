@@ -48,7 +48,7 @@ KINDS = (
     *("Flax MLP", "Flax CNN"),
 )
 QUICK = {
-    "AP": {"relu", "sign", "where", "CNN", "attention", "Flax MLP"},
+    "AP": {"relu", "sign", "where", "CNN"},
     "DR": {"sign", "mlp"},
 }
 

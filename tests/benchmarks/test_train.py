@@ -134,6 +134,7 @@ def test_seeds_and_learning_rates_share_a_table(run):
     assert "means of seeds 1, 2" in output.out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("loose_promotion")
 def test_convolutions_learn_images(run):
     small = ["--model", "cnn", "--hidden", "2,3", "--steps", "1", "--batches", "2"]
