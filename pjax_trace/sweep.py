@@ -27,7 +27,7 @@ from pjax_trace.trace import Value
 
 __all__ = ["Sweep"]
 
-_SHARED = 256  # rows of a loss that the share is said of
+_ENOUGH_ROWS = 256  # of a loss; with fewer the share is smaller
 
 
 class Sweep(eqx.Module):
@@ -54,8 +54,8 @@ class Sweep(eqx.Module):
         share: all layers together may promise this share of what the outputs are asked to move by,
             and not more: all moves are shortened such that ``⟨R, J dθ⟩ ≤ share ‖R‖²``, to first
             order. The more layers there are, and the less is left to learn, the shorter they get.
-            That of a batch of 256 rows; it goes with the root of their number, as what few rows ask
-            for is less what others do. None for no such limit.
+            Below 256 rows of the losses it goes with the root of their number, as what few rows
+            ask for is less what others do. None for no such limit.
         reach: how far targets are from the forward pass, in relation to its size, when they are
             handed through constraints that are no sums.
         per_unit: whether every feature of a layer, with its weights, is moved by what ``trust``
@@ -157,7 +157,8 @@ class Sweep(eqx.Module):
         factor = _wide(1.0)
         if self.share is not None:
             promised = sum((solution.gain for solution in solved), _wide(0.0))
-            allowed = self.share * math.sqrt(rows / _SHARED) * asked_in_all
+            share = self.share * math.sqrt(min(1, rows / _ENOUGH_ROWS))
+            allowed = share * asked_in_all
             factor = jnp.where(promised > allowed, allowed / promised, 1.0)
         for layer, solution in zip(layers, solved, strict=True):
             moved = jnp.square(factor) * solution.squares
