@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pjax_trace.errors import InputError, check_positive, check_range
 
-__all__ = ["Acceleration", "Anderson", "Averaging", "Momentum", "TrustRegion"]
+__all__ = ["Acceleration", "Anderson", "Averaging", "Momentum", "TrustRegion", "rms"]
 
 Arrays = Sequence[Array]
 Inner = Callable[[Any, Any], Array]
@@ -28,6 +28,12 @@ def _dot(x: Arrays, y: Arrays) -> Array:
     zero = jnp.zeros((), jnp.result_type(float))
     terms = (jnp.sum(a * b).astype(zero.dtype) for a, b in zip(x, y, strict=True))
     return functools.reduce(jnp.add, terms, zero)
+
+
+def rms(arrays: Arrays) -> Float[Array, ""]:
+    """The root of the mean square of all elements."""
+    squares = jnp.asarray(sum(jnp.sum(jnp.square(x)) for x in arrays))
+    return jnp.sqrt(squares / max(1, sum(x.size for x in arrays)))
 
 
 class Acceleration(eqx.Module):
@@ -285,8 +291,7 @@ class TrustRegion(Acceleration):
         return [self._shorten(s, e) for s, e in zip(start, end, strict=True)], memory
 
     def _shorten(self, start: Array, end: Array) -> Array:
-        size = jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(start))), self.floor)
-        length = jnp.sqrt(jnp.mean(jnp.square(end - start)))
+        size, length = jnp.maximum(rms([start]), self.floor), rms([end - start])
         factor = self.radius * size / jnp.where(length > 0, length, 1)
         return jnp.where(factor < 1, start + factor * (end - start), end)
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from pjax_trace.acceleration import rms
 from pjax_trace.build import LoopRule
 from pjax_trace.errors import check_positive
 from pjax_trace.graph import ConsensusGraph, Constraint, Variable, View
@@ -320,7 +321,7 @@ class Sweep(eqx.Module):
             ridge = metric[e.variable] * self.damping * jnp.mean(e.square) / readers
             total = e.square + ridge
             step = readers / rows * e.gradient / jnp.where(total > 0, total, 1)
-            factor = self._trusted(_rms([values[e.variable]]), e.fan, [step], layer.pace, False)
+            factor = self._trusted(rms([values[e.variable]]), e.fan, [step], layer.pace, False)
             moves.append((e.variable, factor * step))
             squares = squares + _wide(jnp.square(factor) * _squares([step]))
             gain = gain + _wide(factor * jnp.sum(step * e.gradient))
@@ -336,7 +337,7 @@ class Sweep(eqx.Module):
             squares = (jnp.sum(jnp.square(x), 0, keepdims=True) for x in steps)
             length = jnp.sqrt(sum(squares) / fan)
             return jnp.where(length > 0, limit / jnp.maximum(length, tiny), 0.0)
-        return jnp.minimum(1.0, limit / jnp.maximum(_rms(steps), tiny))
+        return jnp.minimum(1.0, limit / jnp.maximum(rms(steps), tiny))
 
 
 class _Solution(NamedTuple):
@@ -517,8 +518,3 @@ def _wide(x: Any) -> Array:
 def _squares(arrays: Iterable[Array]) -> Array:
     """The sum of the squares of all elements."""
     return jnp.asarray(sum(jnp.sum(jnp.square(x)) for x in arrays))
-
-
-def _rms(arrays: Sequence[Array]) -> Float[Array, ""]:
-    """The root of the mean square of all elements."""
-    return jnp.sqrt(_squares(arrays) / max(1, sum(x.size for x in arrays)))
