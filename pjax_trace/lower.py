@@ -37,7 +37,7 @@ class Problem:
         graph: ConsensusGraph,
         data: Mapping[Value, Any],
         start: Mapping[Variable, Array],
-        metric: Mapping[Variable, float],
+        metric: Mapping[Variable, float | Array],
         product: bool = False,
         factors: Mapping[str, float] | None = None,
     ):
@@ -50,7 +50,9 @@ class Problem:
         # A copy of several variables at once (a concatenation) has the largest of their weights.
         self.weights = {
             c: tuple(
-                factor * max(metric[base] for base in o.bases) if isinstance(o, View) else None
+                factor * _largest([metric[base] for base in o.bases])
+                if isinstance(o, View)
+                else None
                 for o in c.operands
             )
             for c, factor in own.items()
@@ -168,6 +170,16 @@ class Problem:
         """``Σ ω x'`` less ``Σ ω · offset``."""
         offset = self.offsets.get((c, position))
         return moment.first if offset is None else moment.first - moment.mass * offset
+
+
+def _largest(weights: Sequence[float | Array]) -> float | Array:
+    """Of several weights; a float if they are, which rules make use of while tracing."""
+    return functools.reduce(
+        lambda x, y: (
+            max(x, y) if isinstance(x, float) and isinstance(y, float) else jnp.maximum(x, y)
+        ),
+        weights,
+    )
 
 
 def _added_data(view: View) -> list[Value]:

@@ -1,5 +1,6 @@
 """The metric: how much a copy of each variable weighs in the squared distance."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -8,11 +9,14 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from pjax_trace.errors import InputError, check_positive
 from pjax_trace.graph import ConsensusGraph, Constraint, Variable
 
 __all__ = ["Metric", "matching"]
+
+_NOTHING = 1e-12  # of the largest mean square
 
 
 class Metric(eqx.Module):
@@ -28,6 +32,15 @@ class Metric(eqx.Module):
     per parameter. (Blocks, 10 steps, tuned for batches of 256 of MNIST: after 50,000 samples 95.9 %
     instead of 95.6 with batches of 64, 94.2 instead of 93.8 of 1024. By rows it gained nothing.)
 
+    A metric that is ``relative`` measures every variable in units of its own size: weights are
+    divided by the mean square of what the variable is at the start of an update (what is zero
+    counts as large as the output of the first constraint that reads it). How large the parts of a
+    problem are, and so fan-in and fan-out, then makes no difference to what solvers do: writing
+    ``(s x) @ (w / s)`` for ``x @ w`` changes nothing but units. (With s = 30, alternating
+    projections, Douglas–Rachford and the difference map, which else stayed at half of what two
+    layers were to fit, came as near as with s = 1. On MNIST, whose sizes are as they should be, the
+    best weights were 2 to 4 points ahead of relative ones.)
+
     Args:
         parameters: the weight of parameters, an inverse learning rate.
         hidden: the weight of the outputs of constraints.
@@ -39,6 +52,8 @@ class Metric(eqx.Module):
             copies that it has.
         per: what the weight of a parameter is that of: a ``"copy"``, or the ``"parameter"`` with
             all of its copies.
+        relative: whether to divide by the mean squares of the variables. A `Sweep`, which goes by
+            the sizes of layers anyway, has no such metric.
 
     Raises:
         InputError: if a weight is not a positive number; at trace time, if a path matches nothing.
@@ -55,6 +70,7 @@ class Metric(eqx.Module):
     paths: Mapping[str, float] = eqx.field(default_factory=dict)
     constraints: Mapping[str, float] = eqx.field(default_factory=dict)
     per: Literal["copy", "parameter"] = "copy"
+    relative: bool = False
 
     def __check_init__(self) -> None:
         """Weights are positive numbers."""
@@ -82,6 +98,23 @@ class Metric(eqx.Module):
         # An identity that the compiler inserted is the same variable to the user.
         return {v: weights[v.repeats] if v.repeats else w for v, w in weights.items()}
 
+    def at(
+        self, graph: ConsensusGraph, values: Mapping[Variable, Array]
+    ) -> Mapping[Variable, float | Array]:
+        """The weights in an update that starts from these values."""
+        weights = self.resolve(graph)
+        if not self.relative:
+            return weights
+        squares = {v: _mean_square(x) for v, x in values.items()}
+        for v in graph.variables:
+            outs = [c.out for c, _ in graph.readers[v] if c.out is not None]
+            if outs:
+                squares[v] = jnp.where(squares[v] > 0, squares[v], squares[outs[0]])
+        # Beside the largest, sizes below this are nothing: weights stay far from overflow.
+        least = _NOTHING * functools.reduce(jnp.maximum, squares.values())
+        least = jnp.where(least > 0, least, 1)
+        return {v: (w / jnp.maximum(squares[v], least)).astype(v.dtype) for v, w in weights.items()}
+
     def factors(self, graph: ConsensusGraph) -> dict[Constraint, float]:
         """By what the copies of each constraint weigh more than those of others."""
         factors = dict.fromkeys(graph.constraints, 1.0)
@@ -91,7 +124,7 @@ class Metric(eqx.Module):
         return factors
 
     def _key(self) -> tuple[Any, ...]:
-        kinds = self.parameters, self.hidden, self.outputs, self.per
+        kinds = self.parameters, self.hidden, self.outputs, self.per, self.relative
         return *kinds, tuple(self.paths.items()), tuple(self.constraints.items())
 
     def __hash__(self) -> int:
@@ -99,6 +132,11 @@ class Metric(eqx.Module):
 
     def __eq__(self, other: Any) -> bool:
         return isinstance(other, Metric) and self._key() == other._key()
+
+
+def _mean_square(x: Array) -> Array:
+    x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.mean(jnp.square(x)) if x.size else jnp.zeros((), x.dtype)
 
 
 def _rows(graph: ConsensusGraph) -> dict[Variable, float]:

@@ -411,7 +411,7 @@ class Projected:
 
         def once(parameters: Sequence[Array]) -> tuple["_Run", list[Array], Array]:
             run = _Run(graph, self._metric, parameters, data)
-            moves, distances = sweep.moves(graph, run.known, run.start, run.weights)
+            moves, distances = sweep.moves(graph, run.known, run.start, self._metric.resolve(graph))
             ends = [
                 x + moves[p].astype(x.dtype) if p in moves else x
                 for p, x in zip(graph.parameters, parameters, strict=True)
@@ -501,7 +501,7 @@ class _Run:
             v: known[(v.repeats or v).value] for v in graph.variables
         }
         self.known = known
-        self.weights = metric.resolve(graph)
+        self.weights = metric.at(graph, self.start)
         self.factors = {c.name: factor for c, factor in metric.factors(graph).items()}
         self.values = tuple(self.start[v] for v in graph.variables)
 
@@ -693,10 +693,12 @@ def project(
         metric = Metric(paths=metric)
     elif not isinstance(metric, Metric):
         raise InputError(f"project: metric must be a pjax.Metric, not {metric!r}")
-    if isinstance(solver, Sweep) and (metric.per != "copy" or metric.constraints):
+    if isinstance(solver, Sweep) and (
+        metric.per != "copy" or metric.constraints or metric.relative
+    ):
         raise InputError(
-            "project: a Sweep scales with rows by itself and has no copies, so no weights per "
-            "parameter or of constraints in its metric"
+            "project: a Sweep goes by rows and by sizes itself and has no copies, so no relative "
+            "weights, and none per parameter or of constraints, in its metric"
         )
     if copies not in (None, True, False):
         raise InputError(f"project: copies must be True, False or None, not {copies!r}")

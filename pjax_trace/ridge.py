@@ -14,6 +14,8 @@ __all__ = ["Ridge", "solve_ridge"]
 
 Matrix = Float[Array, "rows columns"]
 
+_ROWS, _ROWS_PER_COLUMN = 1024, 4  # to estimate XᵀX from, whichever is more
+
 
 class Ridge(NamedTuple):
     """A solution: the rows of it that belong to each matrix, and ``Tᵀ X dW`` for every feature."""
@@ -30,16 +32,20 @@ def solve_ridge(
 ) -> Ridge:
     """``(XᵀX + ω I)⁻¹ Xᵀ T`` with ``ω = damping · tr(XᵀX) / rows``, X the matrices side by side.
 
-    Exact on the smaller side of X by Cholesky. Where ω is above the mean eigenvalue of XᵀX, which
-    is where ``rows < damping · columns``, only its few large eigenvalues matter. Then XᵀX is
-    replaced by its Nyström approximation of a rank, from products with as many fixed random
-    columns, which costs ``2 rank / features`` of what Xᵀ T does.
+    Exact on the smaller side of X by Cholesky, or with approximations of XᵀX (of no other part):
+
+    * Where ω is above its mean eigenvalue, which is where ``rows < damping · columns``, only its
+      few large eigenvalues matter. It is replaced by its Nyström approximation of a rank, from
+      products with as many fixed random columns, which costs ``2 rank / features`` of what Xᵀ T
+      does.
+    * Where there are more rows than that takes, it is estimated from a fixed random sample of 1024
+      of them, or ``4 columns`` if that is more, and scaled to its trace.
 
     Args:
         matrices: with equal rows.
         target: the right side.
         damping: not negative.
-        rank: of the approximation; None to be exact everywhere.
+        rank: of the approximation; None to be exact everywhere, from all rows.
 
     Returns:
         The solution.
@@ -58,7 +64,9 @@ def solve_ridge(
     trace = jnp.where(trace > 0, trace, 1)
     ridge = damping * trace / rows
     if rank is None or rank >= columns or rows > damping * columns:
-        solution, gains = _on_the_smaller_side(matrices, target, ridge)
+        several = max(_ROWS, _ROWS_PER_COLUMN * columns)
+        enough = rows if rank is None else min(rows, several)
+        solution, gains = _on_the_smaller_side(matrices, target, ridge, trace, enough)
     else:
         solution, gains = _of_low_rank(matrices, target, ridge, trace, rank)
     parts = [part.astype(dtype) for part in jnp.split(solution, np.cumsum(sizes)[:-1])]
@@ -66,9 +74,12 @@ def solve_ridge(
 
 
 def _on_the_smaller_side(
-    matrices: Sequence[Matrix], target: Array, ridge: Array
+    matrices: Sequence[Matrix], target: Array, ridge: Array, trace: Array, enough: int
 ) -> tuple[Array, Array]:
-    """The solution, and its gains, which come out of what is solved with: no product is made."""
+    """The solution, and its gains, which come out of what is solved with: no product is made.
+
+    ``enough`` rows are those that the matrix which is solved with is made from.
+    """
     matrix = jnp.concatenate(matrices, 1)
     rows, columns = matrix.shape
     if columns > rows:
@@ -76,10 +87,22 @@ def _on_the_smaller_side(
         multiplier = _cholesky_solve(gram, target)
         met = target - ridge * multiplier
         return matrix.T @ multiplier, jnp.sum(target * met, 0)
-    gram = matrix.T @ matrix + ridge * jnp.eye(columns, dtype=ridge.dtype)
+    gram = _gram(matrix, trace, enough) + ridge * jnp.eye(columns, dtype=ridge.dtype)
     right = matrix.T @ target
     solution = _cholesky_solve(gram, right)
     return solution, jnp.sum(right * solution, 0)
+
+
+def _gram(matrix: Matrix, trace: Array, enough: int) -> Array:
+    """``XᵀX``, or what a sample of rows says of it."""
+    rows = len(matrix)
+    if enough == rows:
+        return matrix.T @ matrix
+    # Not one row in so many: it would meet the same pixels of all images.
+    chosen = np.sort(np.random.default_rng(0).choice(rows, enough, replace=False))
+    sample = matrix[chosen]
+    seen = jnp.sum(jnp.square(sample))
+    return trace / jnp.where(seen > 0, seen, 1) * (sample.T @ sample)
 
 
 def _of_low_rank(

@@ -1,5 +1,8 @@
 """The metric: which variable gets which weight."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -119,7 +122,7 @@ def test_what_a_metric_refuses():
     with pytest.raises(pjax.InputError, match="matches no constraint; there are: dot_general"):
         pjax.Metric(constraints={"relu": 2.0}).factors(GRAPH)
     for metric in (pjax.Metric(per="parameter"), pjax.Metric(constraints={"max": 2.0})):
-        with pytest.raises(pjax.InputError, match="a Sweep scales with rows by itself"):
+        with pytest.raises(pjax.InputError, match="a Sweep goes by rows and by sizes itself"):
             pjax.project(network, metric=metric)
 
 
@@ -130,3 +133,72 @@ def test_metrics_are_values():
     assert one != pjax.Metric(parameters=2.0)
     assert pjax.Metric(per="parameter") != pjax.Metric() != pjax.Metric(constraints={"a": 2.0})
     assert one != 2.0
+
+
+def two_layers(p, x, y):
+    z = jax.nn.relu(x @ p["a"]) @ p["b"] + p["c"][None]
+    return losses.squared_error(z, y)
+
+
+@pytest.fixture
+def problem():
+    rng = np.random.default_rng(0)
+    shapes = {"a": (4, 6), "b": (6, 2), "c": (2,)}
+    start = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+    return start, jnp.asarray(rng.normal(size=(8, 4))), jnp.asarray(rng.normal(size=(8, 2)))
+
+
+@pytest.mark.parametrize("granularity", ["row", "block"])
+@pytest.mark.parametrize(
+    "solver", [pjax.AlternatingProjections(), pjax.DouglasRachford(), pjax.DifferenceMap()]
+)
+def test_a_relative_metric_knows_no_units(problem, solver, granularity):
+    start, x, y = problem
+    train = pjax.project(
+        two_layers,
+        solver=solver,
+        steps=5,
+        granularity=granularity,
+        metric=pjax.Metric(parameters=3.0, relative=True),
+    )
+    want, info = train(start, x, y)
+    units = {"a": 64.0, "b": 1 / 64, "c": 1.0}  # powers of two: rounding is the same
+    scaled = {name: unit * start[name] for name, unit in units.items()}
+    got, again = train(scaled, x, y)
+    for name, unit in units.items():
+        np.testing.assert_allclose(got[name] / unit, want[name], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(*(i.losses["squared_error"] for i in (again, info)), rtol=1e-5)
+
+
+def test_a_relative_metric_is_that_of_mean_squares(problem):
+    start, x, y = problem
+    start["c"] = jnp.zeros(2)  # counts as large as the sum that it is in
+    h = x @ start["a"]
+    z = jax.nn.relu(h) @ start["b"]
+    train = functools.partial(pjax.project, two_layers, steps=3, schedule="parallel")
+    graph = train().trace(start, x, y)
+    values = {"p['a']": start["a"], "p['b']": start["b"], "p['c']": z}
+    sizes = {(8, 6): [h, jax.nn.relu(h)], (8, 2): [z, z]}  # in the order of the operations
+    for v in graph.variables:
+        if v.name not in values:
+            values[v.name] = sizes[v.shape].pop(0)
+    paths = {name: 1 / float(jnp.mean(jnp.square(v))) for name, v in values.items()}
+    want, _ = train(metric=pjax.Metric(paths=paths))(start, x, y)
+    got, _ = train(metric=pjax.Metric(relative=True))(start, x, y)
+    for name in start:
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_nothing_has_a_weight():
+    def fit(w):
+        pjax.constrain(w[0] * w[1], sets.Equal(1.0))
+
+    relative = pjax.Metric(relative=True)
+    for start in (jnp.zeros(2), jnp.array([1e-20, 1.0])):
+        w, info = pjax.project(fit, schedule="parallel", metric=relative, steps=50)(start)
+        assert np.all(np.isfinite(w)) and info.gap < 0.1
+
+
+def test_sweeps_have_no_relative_metric():
+    with pytest.raises(pjax.InputError, match="no relative"):
+        pjax.project(network, solver=pjax.Sweep(), metric=pjax.Metric(relative=True))

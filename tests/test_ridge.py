@@ -59,6 +59,19 @@ def test_what_the_rank_leaves_out_is_below_the_ridge():
     assert errors[1] < 0.05 and errors[2] < 0.02
 
 
+def test_many_rows_are_sampled():
+    """What is left of the target is nearly what the exact solution leaves."""
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(8000, 20)) * np.geomspace(1, 0.1, 20)
+    target = matrix @ rng.normal(size=(20, 3)) + rng.normal(size=(8000, 3))
+    matrix, target = matrix.astype(np.float32), target.astype(np.float32)
+    want = expected(matrix, target, 1.0)
+    sampled, exact = (solved([matrix], target, 1.0, rank) for rank in (16, None))
+    assert error(exact, want) < 1e-4 < error(sampled, want)
+    before, best, left = (np.sum((target - matrix @ x) ** 2) for x in (0 * want, want, sampled))
+    assert left - best < 0.15 * (before - best)
+
+
 def test_where_the_ridge_is_low_all_of_it_is_solved():
     matrix, target = problem(300, 20, np.geomspace(1, 0.1, 20))
     np.testing.assert_array_equal(*(solved([matrix], target, 10.0, r) for r in (16, None)))

@@ -4,7 +4,7 @@ import struct
 import numpy as np
 import pytest
 
-from benchmarks.data import DataError, Dataset, batches, hold_out, load
+from benchmarks.data import DataError, Dataset, batches, hold_out, load, redrawn
 from benchmarks.formats import higgs_file
 
 NAMES = {
@@ -243,6 +243,19 @@ def test_statistics_are_those_of_the_training_part():
         parts.validation_x[:, 0].std(), x[held, 0].std() / deviation, rtol=1e-4
     )
     np.testing.assert_allclose(parts.data.test_x[0], [(3 - mean) / deviation, -4], atol=1e-5)
+
+
+def test_a_subset_of_higgs_is_divided_by_a_seed():
+    x, y = np.arange(24, dtype=np.float32).reshape(12, 2), np.arange(12, dtype=np.int32)
+    data = Dataset(x[:9], y[:9], x[9:], y[9:])
+    assert redrawn("higgs", data, 0) is data and redrawn("mnist", data, 1) is data
+    one, again, two = (redrawn("higgs", data, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one.test_y, again.test_y)
+    assert set(one.test_y) != set(two.test_y) and len(one.test_y) == 3
+    assert sorted([*one.train_y, *one.test_y]) == list(range(12))
+    np.testing.assert_array_equal(
+        np.concatenate([one.train_x, one.test_x])[:, 0] / 2, [*one.train_y, *one.test_y]
+    )
 
 
 def test_validation_of_a_text_is_its_end_and_overlaps_nothing(tmp_path):
