@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv, __doc__)
     try:
         data = read(options)
-        options.data = data.fingerprint
+        common = hold_out(options.dataset, data)
+        options.data = common.data.fingerprint
         records = Records(options.log_file, COLUMNS)
         # One rate for all runs of the same parts, chosen when the first of them wants it.
         rates: dict[int, tuple[float, float]] = {}
@@ -71,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with terminations_as_interrupts():
             for seed in seeds(options):
                 own = redrawn(options.dataset, data, seed)
-                parts, first = hold_out(options.dataset, own), 0 if own is data else seed
+                shared = own is data
+                parts = common if shared else hold_out(options.dataset, own)
+                first = 0 if shared else seed
 
                 def chosen(parts: Parts = parts, first: int = first) -> tuple[float, float]:
                     if first not in rates:

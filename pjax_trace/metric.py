@@ -33,8 +33,9 @@ class Metric(eqx.Module):
     instead of 95.6 with batches of 64, 94.2 instead of 93.8 of 1024. By rows it gained nothing.)
 
     A metric that is ``relative`` measures every variable in units of its own size: weights are
-    divided by the mean square of what the variable is at the start of an update (what is zero
-    counts as large as the output of the first constraint that reads it). How large the parts of a
+    divided by the mean square of what the variable is at the start of an update. What is zero
+    counts as large as the output of the first constraint that reads it, or as what is largest.
+    Gaps and tolerances are in these units then. How large the parts of a
     problem are, and so fan-in and fan-out, then makes no difference to what solvers do: writing
     ``(s x) @ (w / s)`` for ``x @ w`` changes nothing but units. (With s = 30, alternating
     projections, Douglas–Rachford and the difference map, which else stayed at half of what two
@@ -106,14 +107,21 @@ class Metric(eqx.Module):
         if not self.relative:
             return weights
         squares = {v: _mean_square(x) for v, x in values.items()}
-        for v in graph.variables:
-            outs = [c.out for c, _ in graph.readers[v] if c.out is not None]
-            if outs:
-                squares[v] = jnp.where(squares[v] > 0, squares[v], squares[outs[0]])
+        largest = functools.reduce(jnp.maximum, squares.values())
+        largest = jnp.where(largest > 0, largest, 1)
+        # From the outputs back, so that what is zero is as large as what it goes into is by then.
+        for v in reversed(graph.variables):
+            outs = [c.out for c, _ in graph.readers[v] if c.out is not None and not c.out.repeats]
+            instead = squares[outs[0]] if outs else largest
+            squares[v] = jnp.where(squares[v] > 0, squares[v], instead)
         # Beside the largest, sizes below this are nothing: weights stay far from overflow.
-        least = _NOTHING * functools.reduce(jnp.maximum, squares.values())
-        least = jnp.where(least > 0, least, 1)
-        return {v: (w / jnp.maximum(squares[v], least)).astype(v.dtype) for v, w in weights.items()}
+        squares = {v: jnp.maximum(x, _NOTHING * largest) for v, x in squares.items()}
+        return {
+            v: jnp.minimum(w / squares[v.repeats or v], float(jnp.finfo(v.dtype).max) / 16).astype(
+                v.dtype
+            )
+            for v, w in weights.items()
+        }
 
     def factors(self, graph: ConsensusGraph) -> dict[Constraint, float]:
         """By what the copies of each constraint weigh more than those of others."""

@@ -38,8 +38,9 @@ def solve_ridge(
       few large eigenvalues matter. It is replaced by its Nyström approximation of a rank, from
       products with as many fixed random columns, which costs ``2 rank / features`` of what Xᵀ T
       does.
-    * Where there are more rows than that takes, it is estimated from a fixed random sample of 1024
-      of them, or ``4 columns`` if that is more, and scaled to its trace.
+    * Elsewhere, of more than 1024 rows (or ``4 columns`` if that is more) it is estimated from a
+      fixed random sample of so many, with its exact diagonal. That rows are like each other is
+      what makes it near.
 
     Args:
         matrices: with equal rows.
@@ -66,7 +67,7 @@ def solve_ridge(
     if rank is None or rank >= columns or rows > damping * columns:
         several = max(_ROWS, _ROWS_PER_COLUMN * columns)
         enough = rows if rank is None else min(rows, several)
-        solution, gains = _on_the_smaller_side(matrices, target, ridge, trace, enough)
+        solution, gains = _on_the_smaller_side(matrices, target, ridge, enough)
     else:
         solution, gains = _of_low_rank(matrices, target, ridge, trace, rank)
     parts = [part.astype(dtype) for part in jnp.split(solution, np.cumsum(sizes)[:-1])]
@@ -74,7 +75,7 @@ def solve_ridge(
 
 
 def _on_the_smaller_side(
-    matrices: Sequence[Matrix], target: Array, ridge: Array, trace: Array, enough: int
+    matrices: Sequence[Matrix], target: Array, ridge: Array, enough: int
 ) -> tuple[Array, Array]:
     """The solution, and its gains, which come out of what is solved with: no product is made.
 
@@ -87,13 +88,13 @@ def _on_the_smaller_side(
         multiplier = _cholesky_solve(gram, target)
         met = target - ridge * multiplier
         return matrix.T @ multiplier, jnp.sum(target * met, 0)
-    gram = _gram(matrix, trace, enough) + ridge * jnp.eye(columns, dtype=ridge.dtype)
+    gram = _gram(matrix, enough) + ridge * jnp.eye(columns, dtype=ridge.dtype)
     right = matrix.T @ target
     solution = _cholesky_solve(gram, right)
     return solution, jnp.sum(right * solution, 0)
 
 
-def _gram(matrix: Matrix, trace: Array, enough: int) -> Array:
+def _gram(matrix: Matrix, enough: int) -> Array:
     """``XᵀX``, or what a sample of rows says of it."""
     rows = len(matrix)
     if enough == rows:
@@ -101,8 +102,11 @@ def _gram(matrix: Matrix, trace: Array, enough: int) -> Array:
     # Not one row in so many: it would meet the same pixels of all images.
     chosen = np.sort(np.random.default_rng(0).choice(rows, enough, replace=False))
     sample = matrix[chosen]
-    seen = jnp.sum(jnp.square(sample))
-    return trace / jnp.where(seen > 0, seen, 1) * (sample.T @ sample)
+    exact, seen = (jnp.sum(jnp.square(m), 0) for m in (matrix, sample))
+    # What the sample has too little of, or nothing, would else be thought to be easily moved.
+    scale = jnp.sqrt(jnp.where(seen > 0, exact / jnp.where(seen > 0, seen, 1), 0))
+    unseen = jnp.diag(jnp.where(seen > 0, 0, exact))
+    return scale[:, None] * (sample.T @ sample) * scale[None] + unseen
 
 
 def _of_low_rank(

@@ -202,3 +202,36 @@ def test_what_is_nothing_has_a_weight():
 def test_sweeps_have_no_relative_metric():
     with pytest.raises(pjax.InputError, match="no relative"):
         pjax.project(network, solver=pjax.Sweep(), metric=pjax.Metric(relative=True))
+
+
+@pytest.mark.parametrize("zero", ["a", "b", "ab"])
+def test_layers_of_zeros_move_by_a_relative_metric(problem, zero):
+    start, x, y = problem
+
+    def fit(p, x, y):
+        return losses.squared_error(jnp.tanh(x @ p["a"]) @ p["b"], y)
+
+    start = {n: jnp.zeros_like(start[n]) if n in zero else start[n] for n in "ab"}
+    train = pjax.project(
+        fit, steps=20, metric=pjax.Metric(relative=True), solver=pjax.AlternatingProjections()
+    )
+    new, info = train(start, x, y)
+    before = 0.5 * jnp.sum(jnp.square(jnp.tanh(x @ start["a"]) @ start["b"] - y)) / len(x)
+    if zero != "ab":  # that is a saddle, in any metric
+        assert info.losses["squared_error"] < 0.9 * before
+        assert all(jnp.max(jnp.abs(new[n] - start[n])) > 1e-3 for n in "ab")
+    weights = pjax.Metric(relative=True).at(
+        graph := train.trace(start, x, y), {v: jnp.zeros(v.shape) for v in graph.variables}
+    )
+    assert all(w == 1 for w in weights.values())
+
+
+def test_an_inserted_identity_weighs_what_its_variable_does():
+    def fit(w):
+        pjax.constrain(w + jnp.tanh(w), sets.Equal(1.0))
+
+    graph = pjax.project(fit, schedule="parallel").trace(jnp.zeros(3))
+    values = {v: jnp.full(v.shape, 0.0 if v.parameter else 2.0) for v in graph.variables}
+    weights = pjax.Metric(relative=True).at(graph, values)
+    again = [v for v in graph.variables if v.repeats]
+    assert again and all(weights[v] == weights[v.repeats] for v in again)

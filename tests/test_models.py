@@ -48,7 +48,7 @@ KINDS = (
     *("Flax MLP", "Flax CNN"),
 )
 QUICK = {
-    "AP": {"relu", "sign", "where", "CNN"},
+    "AP": {"sign", "CNN"},
     "DR": {"sign", "mlp"},
 }
 

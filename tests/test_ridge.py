@@ -72,6 +72,23 @@ def test_many_rows_are_sampled():
     assert left - best < 0.15 * (before - best)
 
 
+@pytest.mark.parametrize("kind", ["feature", "row"])
+def test_what_the_sample_does_not_see_is_not_moved_far(kind):
+    rng = np.random.default_rng(0)
+    matrix, target = rng.normal(size=(4096, 20)), rng.normal(size=(4096, 3))
+    unseen = np.setdiff1d(np.arange(4096), np.random.default_rng(0).choice(4096, 1024, False))
+    if kind == "feature":
+        matrix[:, 0] = 0
+        matrix[unseen[:40], 0] = 10
+    else:
+        matrix[unseen[0], 0] = 300
+    target += 3 * matrix[:, :1]
+    matrix, target = matrix.astype(np.float32), target.astype(np.float32)
+    want, got = expected(matrix, target, 3.0), solved([matrix], target, 3.0, 16)
+    before, best, left = (np.sum((target - matrix @ x) ** 2) for x in (0 * want, want, got))
+    assert left - best < 0.2 * (before - best)
+
+
 def test_where_the_ridge_is_low_all_of_it_is_solved():
     matrix, target = problem(300, 20, np.geomspace(1, 0.1, 20))
     np.testing.assert_array_equal(*(solved([matrix], target, 10.0, r) for r in (16, None)))

@@ -109,6 +109,7 @@ def test_pieces_are_monotone_and_the_curvature_is_a_bound(function):
     np.testing.assert_allclose(slope[away], difference[away], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_as_constraints_of_a_program():
     rule = RULES[jax.nn.silu]
 
