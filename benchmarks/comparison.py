@@ -63,24 +63,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv, __doc__)
     try:
         data = read(options)
-        common = hold_out(options.dataset, data)
-        options.data = common.data.fingerprint
+        parts = hold_out(options.dataset, data)
+        batches(parts.data.train_x, parts.data.train_y, options.batch_size, seed=0)  # can be drawn
+        options.data = parts.data.fingerprint
         records = Records(options.log_file, COLUMNS)
         # One rate for all runs of the same parts, chosen when the first of them wants it.
-        rates: dict[int, tuple[float, float]] = {}
+        chosen = functools.cache(functools.partial(tuned, options, 0, parts, records))
         runs = []
         with terminations_as_interrupts():
             for seed in seeds(options):
                 own = redrawn(options.dataset, data, seed)
-                shared = own is data
-                parts = common if shared else hold_out(options.dataset, own)
-                first = 0 if shared else seed
-
-                def chosen(parts: Parts = parts, first: int = first) -> tuple[float, float]:
-                    if first not in rates:
-                        rates[first] = tuned(options, first, parts, records)
-                    return rates[first]
-
+                if own is not data:
+                    parts = hold_out(options.dataset, own)
+                    chosen = functools.cache(
+                        functools.partial(tuned, options, seed, parts, records)
+                    )
                 runs.append(compare(options, seed, parts, records, chosen))
     except (DataError, RecordError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -101,13 +98,10 @@ def read(options: argparse.Namespace) -> Dataset:
     """The data of the options.
 
     Raises:
-        DataError: if they cannot be read, or a batch cannot be drawn from them.
+        DataError: if they cannot be read.
     """
     length = options.seq_len or 0
-    data = load(options.dataset, options.data_dir, length, download=options.download)
-    parts = hold_out(options.dataset, data)
-    batches(parts.data.train_x, parts.data.train_y, options.batch_size, seed=0)
-    return data
+    return load(options.dataset, options.data_dir, length, download=options.download)
 
 
 def seeds(options: argparse.Namespace) -> range:

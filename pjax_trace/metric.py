@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from pjax_trace.acceleration import rms
 from pjax_trace.errors import InputError, check_positive
 from pjax_trace.graph import ConsensusGraph, Constraint, Variable
 
@@ -35,12 +36,12 @@ class Metric(eqx.Module):
     A metric that is ``relative`` measures every variable in units of its own size: weights are
     divided by the mean square of what the variable is at the start of an update. What is zero
     counts as large as the output of the first constraint that reads it, or as what is largest.
-    Gaps and tolerances are in these units then. How large the parts of a
-    problem are, and so fan-in and fan-out, then makes no difference to what solvers do: writing
-    ``(s x) @ (w / s)`` for ``x @ w`` changes nothing but units. (With s = 30, alternating
-    projections, Douglas–Rachford and the difference map, which else stayed at half of what two
-    layers were to fit, came as near as with s = 1. On MNIST, whose sizes are as they should be, the
-    best weights were 2 to 4 points ahead of relative ones.)
+    Gaps and tolerances are in these units then. How large the parts of a problem are, and so fan-in
+    and fan-out, makes no difference to what solvers do: writing ``(s x) @ (w / s)`` for ``x @ w``
+    changes nothing but units. (With s = 30, alternating projections, Douglas–Rachford and the
+    difference map, which else stayed at half of what two layers were to fit, came as near as with
+    s = 1. On MNIST, whose sizes are as they should be, the best weights were 2 to 4 points ahead of
+    relative ones.)
 
     Args:
         parameters: the weight of parameters, an inverse learning rate.
@@ -106,7 +107,8 @@ class Metric(eqx.Module):
         weights = self.resolve(graph)
         if not self.relative:
             return weights
-        squares = {v: _mean_square(x) for v, x in values.items()}
+        wide = {v: x.astype(jnp.promote_types(x.dtype, jnp.float32)) for v, x in values.items()}
+        squares = {v: jnp.square(rms([x])) for v, x in wide.items()}
         largest = functools.reduce(jnp.maximum, squares.values())
         largest = jnp.where(largest > 0, largest, 1)
         # From the outputs back, so that what is zero is as large as what it goes into is by then.
@@ -140,11 +142,6 @@ class Metric(eqx.Module):
 
     def __eq__(self, other: Any) -> bool:
         return isinstance(other, Metric) and self._key() == other._key()
-
-
-def _mean_square(x: Array) -> Array:
-    x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
-    return jnp.mean(jnp.square(x)) if x.size else jnp.zeros((), x.dtype)
 
 
 def _rows(graph: ConsensusGraph) -> dict[Variable, float]:

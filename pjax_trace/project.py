@@ -411,7 +411,7 @@ class Projected:
 
         def once(parameters: Sequence[Array]) -> tuple["_Run", list[Array], Array]:
             run = _Run(graph, self._metric, parameters, data)
-            moves, distances = sweep.moves(graph, run.known, run.start, self._metric.resolve(graph))
+            moves, distances = sweep.moves(graph, run.known, run.start, run.weights)
             ends = [
                 x + moves[p].astype(x.dtype) if p in moves else x
                 for p, x in zip(graph.parameters, parameters, strict=True)
@@ -501,7 +501,7 @@ class _Run:
             v: known[(v.repeats or v).value] for v in graph.variables
         }
         self.known = known
-        self.weights = metric.at(graph, self.start)
+        self.weights: Mapping[Variable, Any] = metric.at(graph, self.start)
         self.factors = {c.name: factor for c, factor in metric.factors(graph).items()}
         self.values = tuple(self.start[v] for v in graph.variables)
 
