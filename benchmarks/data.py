@@ -84,7 +84,7 @@ def digits(data_dir: Path | None = None, length: int = 64) -> Dataset:
 
 
 def mnist(data_dir: Path | None = None, length: int = 64) -> Dataset:
-    """MNIST from its four gzipped idx files, in ``data_dir`` or in its folder ``mnist``."""
+    """MNIST from its four idx files, gzipped or not, in ``data_dir`` or in its folder ``mnist``."""
     folder = _folder("mnist", "mnist", data_dir)
     parts: list[np.ndarray] = []
     for name in ("train", "t10k"):

@@ -62,11 +62,17 @@ def note(text: str) -> None:
 
 
 def read_idx(path: Path, ndim: int) -> UInt8[np.ndarray, "..."]:
-    """A gzipped idx file of bytes: two zeros, the type 8, ndim, the big-endian shape, the bytes."""
+    """An idx file of bytes: two zeros, the type 8, ndim, the big-endian shape, the bytes.
+
+    Where ``path``, a gzipped one, is missing, the same unpacked is read instead if it is there.
+    """
     origin = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-    packed = _read(path, f"a gzipped idx file of MNIST, as in {origin}", "a gzipped idx file")
+    wanted = f"a gzipped idx file of MNIST, as in {origin}, or it unpacked"
+    if not path.exists() and path.with_suffix("").exists():
+        path = path.with_suffix("")
+    content = packed = _read(path, wanted, "an idx file")
     try:
-        content = gzip.decompress(packed)
+        content = gzip.decompress(packed) if path.suffix == ".gz" else packed
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read as a gzipped idx file: {error}") from error
     start = 4 + 4 * ndim
@@ -179,7 +185,7 @@ def _read(path: Path, wanted: str, kind: str) -> bytes:
 
 def _compare(path: Path, size: int, content: bytes, meant: bool = False) -> None:
     """Refuse what was meant to be the publisher's file and is not; say so of other files."""
-    published = _PUBLISHED.get(path.name)
+    published = _PUBLISHED.get(path.name) or _PUBLISHED.get(f"{path.name}.gz")
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if published is None or found == published.md5:
         return

@@ -8,6 +8,7 @@ which is best in validation. Curves are of validation, with the standard deviati
 
 import argparse
 import itertools
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -76,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+NUMBERS = ("validation", "test", "validation_averaged", "test_averaged", "train_seconds")
+
+
 def finished(path: Path) -> list[Finished]:
     """The runs of a table; of rows of the same run the last one counts.
 
@@ -87,7 +91,22 @@ def finished(path: Path) -> list[Finished]:
     records = Records(path, COLUMNS)
     if not records.rows():
         raise RecordError(f"{path} holds no runs")
-    return [Finished(row, records) for row in {row["run"]: row for row in records.rows()}.values()]
+    rows = {row["run"]: row for row in records.rows()}
+    for run, row in rows.items():
+        for name in (*NUMBERS, "batch_size"):
+            optional = name.endswith("_averaged")
+            if not (optional and not row[name]) and not _is_number(row[name]):
+                raise RecordError(
+                    f"{path} is damaged: {name} of the run {run} is {row[name]!r}, and no number"
+                )
+    return [Finished(row, records) for row in rows.values()]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
 
 
 def networks(runs: Sequence[Finished]) -> list[Network]:

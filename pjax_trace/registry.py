@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from pjax_trace import _compat
 from pjax_trace.errors import InputError
+from pjax_trace.ridge import Matrix
 
 __all__ = [
     "HEAVY",
@@ -114,13 +115,13 @@ class Columns(eqx.Module):
     """A parameter as the unknown of linear equations, ``matrix @ unknown = target``.
 
     Attributes:
-        matrix: the coefficients.
+        matrix: the coefficients, perhaps not made.
         position: of the operand that the parameter is.
         restore: from the unknown to the operand's shape.
         constant: whether all coefficients are 1: a bias, of which sizes say nothing.
     """
 
-    matrix: Float[Array, "rows columns"]
+    matrix: Matrix
     position: int = eqx.field(static=True)
     restore: Callable[[Float[Array, "columns features"]], Array] = eqx.field(static=True)
     constant: bool = eqx.field(static=True)

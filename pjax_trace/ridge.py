@@ -4,17 +4,74 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-__all__ = ["Ridge", "solve_ridge"]
-
-Matrix = Float[Array, "rows columns"]
+__all__ = ["Implicit", "Matrix", "Ridge", "solve_ridge"]
 
 _ROWS, _ROWS_PER_COLUMN = 1024, 4  # to estimate XᵀX from, whichever is more
+
+
+class Implicit(eqx.Module):
+    """A matrix that need not be made: linear in its arrays, whose first axis goes with its rows."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        raise NotImplementedError
+
+    def squares(self) -> Float[Array, "columns"]:
+        """The squared length of every column."""
+        raise NotImplementedError
+
+    def transposed_times(
+        self, target: Float[Array, "rows features"]
+    ) -> Float[Array, "columns features"]:
+        """The transpose times an array."""
+        raise NotImplementedError
+
+    def take(self, rows: Int[np.ndarray, "some"]) -> Float[Array, "some columns"]:
+        """Some rows."""
+        raise NotImplementedError
+
+    def made(self) -> Float[Array, "rows columns"]:
+        """All of it."""
+        raise NotImplementedError
+
+
+Matrix = Float[Array, "rows columns"] | Implicit
+
+
+class _Made(Implicit):
+    """An array."""
+
+    array: Float[Array, "rows columns"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """That of the array."""
+        rows, columns = self.array.shape
+        return rows, columns
+
+    def squares(self) -> Float[Array, "columns"]:
+        """Sums."""
+        return jnp.sum(jnp.square(self.array), 0)
+
+    def transposed_times(self, target: Array) -> Array:
+        """A product."""
+        return self.array.T @ target
+
+    def take(self, rows: np.ndarray) -> Array:
+        """Indexed."""
+        return self.array[rows]
+
+    def made(self) -> Array:
+        """Itself."""
+        return self.array
 
 
 class Ridge(NamedTuple):
@@ -40,7 +97,7 @@ def solve_ridge(
       does.
     * Elsewhere, of more than 1024 rows (or ``4 columns`` if that is more) it is estimated from a
       fixed random sample of so many, with its exact diagonal. That rows are like each other is
-      what makes it near.
+      what makes it near. Implicit matrices are not made then.
 
     Args:
         matrices: with equal rows.
@@ -58,59 +115,59 @@ def solve_ridge(
     """
     dtype = target.dtype
     wide = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32  # for LAPACK, and for sums
-    matrices, target = [m.astype(wide) for m in matrices], target.astype(wide)
-    sizes = [m.shape[1] for m in matrices]
+    matrices, target = jax.tree.map(lambda x: x.astype(wide), (list(matrices), target))
+    parts = [m if isinstance(m, Implicit) else _Made(m) for m in matrices]
+    sizes = [m.shape[1] for m in parts]
     rows, columns = len(target), sum(sizes)
-    trace = sum(jnp.sum(jnp.square(m)) for m in matrices)
+    squares = jnp.concatenate([m.squares() for m in parts])
+    trace = jnp.sum(squares)
     trace = jnp.where(trace > 0, trace, 1)
     ridge = damping * trace / rows
-    if rank is None or rank >= columns or rows > damping * columns:
-        several = max(_ROWS, _ROWS_PER_COLUMN * columns)
-        enough = rows if rank is None else min(rows, several)
-        solution, gains = _on_the_smaller_side(matrices, target, ridge, enough)
+    enough = rows if rank is None else max(_ROWS, _ROWS_PER_COLUMN * columns)
+    if rank is not None and rank < columns and rows <= damping * columns:
+        solution, gains = _of_low_rank([m.made() for m in parts], target, ridge, trace, rank)
+    elif enough < rows:
+        solution, gains = _of_a_sample(parts, target, ridge, squares, enough)
     else:
-        solution, gains = _of_low_rank(matrices, target, ridge, trace, rank)
-    parts = [part.astype(dtype) for part in jnp.split(solution, np.cumsum(sizes)[:-1])]
-    return Ridge(parts, gains.astype(dtype))
+        matrix = jnp.concatenate([m.made() for m in parts], 1)
+        solution, gains = _on_the_smaller_side(matrix, target, ridge)
+    steps = [part.astype(dtype) for part in jnp.split(solution, np.cumsum(sizes)[:-1])]
+    return Ridge(steps, gains.astype(dtype))
 
 
-def _on_the_smaller_side(
-    matrices: Sequence[Matrix], target: Array, ridge: Array, enough: int
-) -> tuple[Array, Array]:
-    """The solution, and its gains, which come out of what is solved with: no product is made.
-
-    ``enough`` rows are those that the matrix which is solved with is made from.
-    """
-    matrix = jnp.concatenate(matrices, 1)
+def _on_the_smaller_side(matrix: Array, target: Array, ridge: Array) -> tuple[Array, Array]:
+    """The solution, and its gains, which come out of what is solved with: no product is made."""
     rows, columns = matrix.shape
-    if columns > rows:
-        gram = matrix @ matrix.T + ridge * jnp.eye(rows, dtype=ridge.dtype)
-        multiplier = _cholesky_solve(gram, target)
-        met = target - ridge * multiplier
-        return matrix.T @ multiplier, jnp.sum(target * met, 0)
-    gram = _gram(matrix, enough) + ridge * jnp.eye(columns, dtype=ridge.dtype)
-    right = matrix.T @ target
-    solution = _cholesky_solve(gram, right)
+    if columns <= rows:
+        return _of_gram(matrix.T @ matrix, matrix.T @ target, ridge)
+    gram = matrix @ matrix.T + ridge * jnp.eye(rows, dtype=ridge.dtype)
+    multiplier = _cholesky_solve(gram, target)
+    met = target - ridge * multiplier
+    return matrix.T @ multiplier, jnp.sum(target * met, 0)
+
+
+def _of_a_sample(
+    parts: Sequence[Implicit], target: Array, ridge: Array, squares: Array, enough: int
+) -> tuple[Array, Array]:
+    """What ``enough`` rows say of XᵀX, with its diagonal ``squares``; all else of all rows."""
+    # Not one row in so many: it would meet the same pixels of all images.
+    chosen = np.sort(np.random.default_rng(0).choice(len(target), enough, replace=False))
+    sample = jnp.concatenate([m.take(chosen) for m in parts], 1)
+    seen = jnp.sum(jnp.square(sample), 0)
+    # What the sample has too little of, or nothing, would else be thought to be easily moved.
+    scale = jnp.sqrt(jnp.where(seen > 0, squares / jnp.where(seen > 0, seen, 1), 0))
+    unseen = jnp.diag(jnp.where(seen > 0, 0, squares))
+    gram = scale[:, None] * (sample.T @ sample) * scale[None] + unseen
+    return _of_gram(gram, jnp.concatenate([m.transposed_times(target) for m in parts]), ridge)
+
+
+def _of_gram(gram: Array, right: Array, ridge: Array) -> tuple[Array, Array]:
+    solution = _cholesky_solve(gram + ridge * jnp.eye(len(gram), dtype=ridge.dtype), right)
     return solution, jnp.sum(right * solution, 0)
 
 
-def _gram(matrix: Matrix, enough: int) -> Array:
-    """``XᵀX``, or what a sample of rows says of it."""
-    rows = len(matrix)
-    if enough == rows:
-        return matrix.T @ matrix
-    # Not one row in so many: it would meet the same pixels of all images.
-    chosen = np.sort(np.random.default_rng(0).choice(rows, enough, replace=False))
-    sample = matrix[chosen]
-    exact, seen = (jnp.sum(jnp.square(m), 0) for m in (matrix, sample))
-    # What the sample has too little of, or nothing, would else be thought to be easily moved.
-    scale = jnp.sqrt(jnp.where(seen > 0, exact / jnp.where(seen > 0, seen, 1), 0))
-    unseen = jnp.diag(jnp.where(seen > 0, 0, exact))
-    return scale[:, None] * (sample.T @ sample) * scale[None] + unseen
-
-
 def _of_low_rank(
-    matrices: Sequence[Matrix], target: Array, ridge: Array, trace: Array, rank: int
+    matrices: Sequence[Array], target: Array, ridge: Array, trace: Array, rank: int
 ) -> tuple[Array, Array]:
     """``Xᵀ (T − S Z) / ω``: what the large eigenvalues change is taken off the right side."""
     columns = sum(m.shape[1] for m in matrices)
@@ -130,12 +187,12 @@ def _of_low_rank(
     return solution, gains
 
 
-def _times(matrices: Sequence[Matrix], x: Any) -> Array:
+def _times(matrices: Sequence[Array], x: Any) -> Array:
     parts = jnp.split(x, np.cumsum([m.shape[1] for m in matrices])[:-1])
     return functools.reduce(jnp.add, (m @ part for m, part in zip(matrices, parts, strict=True)))
 
 
-def _transposed_times(matrices: Sequence[Matrix], x: Array) -> Array:
+def _transposed_times(matrices: Sequence[Array], x: Array) -> Array:
     return jnp.concatenate([m.T @ x for m in matrices])
 
 

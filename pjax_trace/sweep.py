@@ -23,7 +23,7 @@ from pjax_trace.build import LoopRule
 from pjax_trace.errors import check_positive
 from pjax_trace.graph import ConsensusGraph, Constraint, Variable, View
 from pjax_trace.registry import Equations, Request, Weights
-from pjax_trace.ridge import solve_ridge
+from pjax_trace.ridge import Matrix, solve_ridge
 from pjax_trace.trace import Value
 
 __all__ = ["Sweep"]
@@ -307,7 +307,10 @@ class Sweep(eqx.Module):
         squares, gain = _wide(0.0), _wide(0.0)
         if layer.target is not None:
             roots = [math.sqrt(max(metric[base] for base in part.bases)) for part in layer.parts]
-            scaled = [part.matrix / root for part, root in zip(layer.parts, roots, strict=True)]
+            scaled = [
+                jax.tree.map(lambda x, root=root: x / root, part.matrix)
+                for part, root in zip(layer.parts, roots, strict=True)
+            ]
             more = len(layer.target) / rows
             ridge = solve_ridge(scaled, more * layer.target, self.damping, self.rank)
             steps = [step / root for step, root in zip(ridge.steps, roots, strict=True)]
@@ -358,7 +361,7 @@ class _Part(eqx.Module):
     of the variables that it is made of, ``bases``.
     """
 
-    matrix: Float[Array, "rows columns"]
+    matrix: Matrix
     squares: Float[Array, ""]
     count: int = eqx.field(static=True)
     place: Callable[[Array], list[tuple[Variable, Array]]] = eqx.field(static=True)
@@ -489,7 +492,8 @@ def _over_time(
             return [move for v, x in moves for move in known.pull(views[places[v]], x)]
 
         bases = tuple(base for v in part.bases for base in views[places[v]].bases)
-        parts.append(_Part(_rows_of_all(part.matrix), part.squares[0], part.count, place, bases))
+        matrix = jax.tree.map(_rows_of_all, part.matrix)
+        parts.append(_Part(matrix, part.squares[0], part.count, place, bases))
     elements: list[_Element] = []
     for e in layer.elements:
         i = places[e.variable]
@@ -499,8 +503,8 @@ def _over_time(
     return _Layer(target, tuple(parts), tuple(elements), layer.pace, loop)
 
 
-def _rows_of_all(x: Float[Array, "time rows more"]) -> Float[Array, "time*rows more"]:
-    return x.reshape((-1, x.shape[-1]))
+def _rows_of_all(x: Float[Array, "time rows *more"]) -> Float[Array, "time*rows *more"]:
+    return x.reshape((-1, *x.shape[2:]))
 
 
 def _numbers(shape: tuple[int, ...]) -> np.ndarray:

@@ -17,6 +17,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from pjax_trace.ridge import Matrix
+
 __all__ = [
     "Contraction",
     "CumulativeSum",
@@ -36,13 +38,13 @@ class Design(NamedTuple):
 
     Attributes:
         rows: from the output to its rows and features; also of NumPy arrays.
-        matrix: from the other operand to what the rows have of it, ``[rows, columns]``.
+        matrix: from the other operand to what the rows have of it, ``[rows, columns]``; linear.
         restore: from ``[columns, features]`` to the operand.
         pace: how much farther the operand may move in a step than a dense layer's weights.
     """
 
     rows: Callable[[Any], Any]
-    matrix: Callable[[Array], Array]
+    matrix: Callable[[Array], Matrix]
     restore: Callable[[Array], Array]
     pace: float = 1.0
 

@@ -176,7 +176,7 @@ class SumRule(Rule):
                     frame, target = rows, design.rows(term.backward(residual))
                     pace = design.pace
                 if np.array_equal(frame, rows):
-                    matrix = term.sign * design.matrix(operands[term.operands[1 - side]])
+                    matrix = design.matrix(term.sign * operands[term.operands[1 - side]])
                     taken = Columns(matrix, position, design.restore, constant=False)
             elif frame is not None and term.map.plain and names[position] is not None:
                 restore = _restore_bias(frame, _backward(term, numbers), names[position])

@@ -11,11 +11,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
+from pjax_trace.ridge import Implicit
 from pjax_trace.rules.maps import Design, Map, Shape
 
 __all__ = ["Convolution", "Window", "WindowSum"]
@@ -195,6 +197,51 @@ class WindowSum(Map):
         return _patches(self.windows, x, 0).reshape((*self.shape, self.fan))
 
 
+class _Patches(Implicit):
+    """What the rows of a convolution read of images, channel by channel."""
+
+    images: Float[Array, "batch ... channels"]
+    windows: tuple[Window, ...] = eqx.field(static=True)
+    precision: Any = eqx.field(static=True)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """A row for every position, a column for every tap of every channel."""
+        positions = math.prod(window.positions for window in self.windows)
+        taps = math.prod(window.taps for window in self.windows)
+        return len(self.images) * positions, taps * self.images.shape[-1]
+
+    def squares(self) -> Float[Array, "columns"]:
+        """Those of all images are added up first."""
+        squares = jnp.sum(jnp.square(self.images), 0, keepdims=True)
+        return jnp.sum(_Patches(squares, self.windows, None).made(), 0)
+
+    def transposed_times(
+        self, target: Float[Array, "rows features"]
+    ) -> Float[Array, "columns features"]:
+        """The transpose of the convolution in its kernel."""
+        batch, *_, channels = self.images.shape
+        features = target.shape[1]
+        map_ = Convolution(batch, 1, channels, features, self.windows, self.precision)
+        kernel = map_.pull(target.reshape(map_.shape), self.images, 1)
+        return jnp.moveaxis(kernel, -2, 0).reshape((-1, features))
+
+    def take(self, rows: Int[np.ndarray, "some"]) -> Float[Array, "some columns"]:
+        """Patches of some positions."""
+        positions = (window.positions for window in self.windows)
+        image, *places = np.unravel_index(rows, (len(self.images), *positions))
+        elements = [window.index[at] for window, at in zip(self.windows, places, strict=True)]
+        taps = np.ix_(*(np.arange(window.taps) for window in self.windows))
+        index = [e[:, t] for e, t in zip(elements, taps, strict=True)]
+        image = image.reshape((-1, *[1] * len(index)))
+        patches = self.images.at[image, *index].get(mode="fill", fill_value=0)
+        return jnp.moveaxis(patches, -1, 1).reshape((len(rows), -1))
+
+    def made(self) -> Float[Array, "rows columns"]:
+        """All patches."""
+        return _patches(self.windows, self.images, 1).reshape(self.shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class Convolution(Map):
     """``jax.lax.conv_general_dilated`` of ``[batch, …, groups · left]`` by ``[…, left, features]``.
@@ -341,7 +388,7 @@ class Convolution(Map):
 
         return Design(
             lambda out: out.reshape((-1, self.features)),
-            lambda x: _patches(self.windows, x, 1).reshape((-1, self.fan)),
+            lambda x: _Patches(x, self.windows, self.precision),
             restore,
             pace=2.0,
         )

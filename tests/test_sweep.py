@@ -1,5 +1,8 @@
 """Block sweeps against least squares in float64 NumPy, and their limit against gradients."""
 
+import math
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -102,6 +105,22 @@ def test_a_convolution_and_its_bias_are_least_squares(stride):
     expected = move_of(rows, [kernel, bias], residual, 0.2, residual.size // 4)
     for got, want in zip(moved, expected, strict=True):
         np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+def test_patches_of_many_images_are_not_made():
+    images, kernel = normal(0, 16, 3, 12, 12), normal(1, 4, 3, 3, 3)
+
+    def fit(kernel, images):
+        out = _convolve(images, kernel, 1)
+        return pjax.losses.squared_error(jnp.moveaxis(out, 1, -1), np.ones((16, 12, 12, 4)))
+
+    for rank, made in ((16, False), (None, True)):
+        train = pjax.project(fit, solver=pjax.Sweep(rank=rank))
+        text = train.lower(kernel, images).as_text()
+        sizes = [
+            math.prod(map(int, s.split("x"))) for s in re.findall(r"tensor<([\dx]+)xf32>", text)
+        ]
+        assert (max(sizes) >= 16 * 12 * 12 * 27) == made
 
 
 def _convolve(images, kernel, stride):

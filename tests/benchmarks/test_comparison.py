@@ -164,6 +164,25 @@ def test_every_optimizer_trains_from_the_same_start(run, optimizer, tmp_path):
     assert other["run"] != row["run"]
 
 
+@pytest.mark.usefixtures("loose_promotion")
+def test_a_subset_of_higgs_has_other_parts_in_every_run(run, tmp_path):
+    """What there is to learn is whether the first two features have the same sign."""
+    x = np.random.default_rng(0).normal(size=(3000, 28))
+    table = np.column_stack([x[:, 0] * x[:, 1] > 0, x])
+    np.savetxt(tmp_path / "HIGGS_3k.csv", table, "%.3f", ",")
+    options = ["--dataset", "HIGGS", "--data-dir", str(tmp_path), "--num-runs", "2"]
+    options += ["--hidden-features", "32", "--batch-size", "64", "--max-steps", "150"]
+    status, output, rows = run(*options, "--optimizer", "default", "--eval-every", "50")
+    assert status == 0 and [row["seed"] for row in rows] == ["0", "1"]
+    assert all(float(row["test_averaged"]) > 0.7 for row in rows)
+    assert rows[0]["data"] == rows[1]["data"] and rows[0]["test"] != rows[1]["test"]
+    assert "seeds 0, 1" in output.out
+    tuned = ["--optimizer", "adam", "--tune", "1e-5", "1e-2", "--eval-every", "50"]
+    status, output, rows = run(*options, *tuned)
+    assert status == 0 and [row["learning_rate"] for row in rows[2:]] == ["0.01", "0.01"]
+    assert output.err.count("by learning rate") == 2  # Each in validation parts of its own.
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("loose_promotion")
 @pytest.mark.parametrize("model", ["cnn --dataset digits", "rnn --dataset shakespeare --seq-len 8"])

@@ -46,6 +46,20 @@ def test_mnist_reads_idx_files(small_mnist):
     assert data.test_y.tolist() == [0, 1, 2, 3, 4]
 
 
+def test_unpacked_idx_files_are_read_too(small_mnist):
+    packed = load("mnist", small_mnist)
+    for name in NAMES.values():
+        path = small_mnist / name
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    for array, same in zip(load("mnist", small_mnist), packed, strict=True):
+        np.testing.assert_array_equal(array, same)
+    path = (small_mnist / NAMES["images"]).with_suffix("")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=rf"{path} holds 59 bytes .* expected 60"):
+        load("mnist", small_mnist)
+
+
 def test_mnist_in_a_folder_of_its_own(small_mnist, tmp_path_factory):
     outer = tmp_path_factory.mktemp("data")
     small_mnist.rename(outer / "mnist")

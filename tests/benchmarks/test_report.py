@@ -13,12 +13,13 @@ def table(tmp_path):
     usual = {"dataset": "MNIST", "data": "abc", "model_type": "mlp", "hidden_features": [128, 64]}
     usual |= {"optimizer": "adam", "batch_size": 10, "skip": False, "margin_loss": False}
 
-    def add(seed: int, test: float, **other):
+    def add(seed: int, test: float | str, **other):
         row = dict.fromkeys(COLUMNS) | usual | {"seed": seed, "test": test, "validation": test}
         row |= {"train_seconds": 12.34, **other}
         row["run"] = other.get("run", "-".join(str(row[name]) for name in CONFIGURATION))
         records.append(row)
-        history = [[20 * i, i + seed / 10, test * i / 4, None] for i in range(5 - seed)]
+        reached = test if isinstance(test, float) else 0.0
+        history = [[20 * i, i + seed / 10, reached * i / 4, None] for i in range(5 - seed)]
         if row["test_averaged"]:
             history = [[*point[:3], point[2] + 0.01] for point in history]
         records.save(row["run"], {"history": history, "flops": 1000}, ())
@@ -90,3 +91,13 @@ def test_what_is_no_table_of_runs_is_named(tmp_path, capsys, content, says):
     assert report.main([str(path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {path} ") and says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"), [("test", "high"), ("train_seconds", ""), ("test", "nan")]
+)
+def test_cells_that_are_no_numbers_are_named(table, capsys, name, cell):
+    path = table(0, **{"test": 0.9, "validation": 0.9, "run": "first", name: cell})
+    assert report.main([str(path)]) == 2
+    says = f"error: {path} is damaged: {name} of the run first is {cell!r}, and no number\n"
+    assert capsys.readouterr().err == says

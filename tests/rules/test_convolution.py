@@ -1,6 +1,7 @@
 """Convolutions, row by row, against loops over their definition in float64."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax import lax
 import pjax_trace as pjax
 from pjax_trace import _compat
 from pjax_trace.project import _Run
+from pjax_trace.rules.windows import Convolution, Window
 
 
 def run(fn, params, *data, metric=None):
@@ -215,3 +217,33 @@ def test_rows_against_loops(name, variable):
 def _bases(traced, view):
     values = dict(zip(traced.graph.variables, traced.values, strict=True))
     return [values[base] for base in view.bases]
+
+
+@pytest.mark.parametrize(
+    "windows",
+    [
+        (Window(9, 3, 2, 1, 1),),
+        (Window(5, 3, 1, 1, 1), Window(6, 2, 3, 0, 1)),
+        (Window(4, 2, 1, 2, -1, 2, 3), Window(1), Window(3, 3, 1, 2, 2)),
+    ],
+    ids=["one", "two", "three"],
+)
+def test_patches_need_not_be_made(windows):
+    """All that least squares need of them, against the patches that the copies of a row are."""
+    map_ = Convolution(3, 1, 2, 4, windows)
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=map_.shapes[0]), jnp.float32)
+    target = jnp.asarray(rng.normal(size=(math.prod(map_.shape[:-1]), 4)), jnp.float32)
+    design = map_.design(1)
+    patches = design.matrix(images)
+    taps = tuple(window.taps for window in windows)
+    copies = map_.copies(images, 0)[..., 0, :].reshape((-1, *taps, 2))
+    made = np.moveaxis(np.asarray(copies), -1, 1).reshape(patches.shape)
+    np.testing.assert_array_equal(patches.made(), made)
+    np.testing.assert_allclose(patches.squares(), np.sum(np.square(made), 0), rtol=1e-6)
+    np.testing.assert_allclose(patches.transposed_times(target), made.T @ target, atol=1e-4)
+    rows = rng.permutation(len(made))[:5]
+    np.testing.assert_array_equal(patches.take(rows), made[rows])
+    kernel = jnp.asarray(rng.normal(size=(made.shape[1], 4)), jnp.float32)
+    out = map_.apply(images, design.restore(kernel))
+    np.testing.assert_allclose(design.rows(out), made @ kernel, atol=1e-4)
