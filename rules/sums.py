@@ -551,6 +551,15 @@ class Multiplication(Pointwise):
 
     associative = True
 
+    def rewrite(
+        self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]
+    ) -> Callable[..., Array] | None:
+        """Besides, in one dtype."""
+        wanted = params.get("out_dtype")
+        if wanted is not None and any(x.dtype != wanted for x in operands):
+            return lambda *xs: lax.mul(*(x.astype(wanted) for x in xs))
+        return super().rewrite(params, operands, variable)
+
     def terms(self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> tuple[Term, ...]:
         """One product."""
         return (Term(identity_map(shapes[0], 2), (0, 1)),)

@@ -56,18 +56,16 @@ def arguments(case):
     )
 
 
-def primitives_of(jaxpr):
-    """All primitives in a jaxpr, those inside calls and loops included."""
-    found = set()
+def equations(jaxpr):
+    """All equations of a jaxpr, those inside calls and loops included."""
     for eqn in jaxpr.eqns:
-        found.add(eqn.primitive)
+        yield eqn
         for value in jax.tree.leaves(
             list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
         ):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                found |= primitives_of(inner)
-    return found
+                yield from equations(inner)
 
 
 def problem(case):
@@ -99,7 +97,7 @@ def test_case(primitive, rule, case):
     xs = arguments(case)
     jaxpr = jax.make_jaxpr(case.function)(*xs)
     if primitive is not None:
-        assert primitive in primitives_of(jaxpr.jaxpr)
+        assert primitive in {eqn.primitive for eqn in equations(jaxpr.jaxpr)}
     argnums = tuple(range(len(xs)))
     if isinstance(rule, Refusal):
         with pytest.raises(pjax.PjaxError) as error:

@@ -479,3 +479,21 @@ def test_the_sum_of_a_value_with_itself_is_a_view():
         jnp.ones(2)
     )
     np.testing.assert_allclose(x, 1.0)  # nobody can tell what x should be
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_products_in_a_wider_type_are_those_of_wider_operands(same):
+    x, y = jnp.asarray([1.0, -2.0, 3.0], jnp.bfloat16), jnp.asarray([0.5, 2.0, 1.0], jnp.bfloat16)
+
+    def solved(multiply):
+        def fit(x, y):
+            z = multiply(x, x if same else y)
+            assert z.dtype == jnp.float32
+            return pjax.losses.squared_error(z[None], jnp.ones((1, 3)))
+
+        solver = pjax.AlternatingProjections()
+        return pjax.project(fit, (0, 1)[: 2 - same], solver=solver, steps=3)(x, y)
+
+    got, _ = solved(lambda x, y: jax.lax.mul(x, y, out_dtype=jnp.float32))
+    want, _ = solved(lambda x, y: x.astype(jnp.float32) * y.astype(jnp.float32))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
