@@ -499,6 +499,22 @@ def test_sets_on_parameters_hold_and_do_not_count_as_rows():
     np.testing.assert_allclose(moved, free - excess, atol=1e-6)
 
 
+def test_what_few_rows_read_is_moved_as_far_as_they_ask():
+    """A table of which every row reads an element, and one of which several rows do, or none."""
+    table, own, target = normal(0, 6, 3), normal(1, 8, 3), normal(2, 8, 3)
+    which = np.array([0, 1, 1, 3, 3, 3, 3, 5])
+
+    def fit(params):
+        return pjax.losses.squared_error(params[0][which] + params[1], target)
+
+    moved, _ = sweep(fit, (table, own), strength=1.0, damping=0.2, **FREE)
+    residual = (target - table[which] - own) / 2
+    (first,) = move_of(lambda p: p[which] + own, [table], residual, 0.2, 8)
+    (second,) = move_of(lambda p: table[which] + p, [own], residual, 0.2, 8)
+    np.testing.assert_allclose(moved[0], first, atol=1e-5)
+    np.testing.assert_allclose(moved[1], second, atol=1e-5)
+
+
 def test_a_sample_alone_is_a_row():
     def fit(w, x):
         return pjax.losses.squared_error(x @ w, jnp.ones((*x.shape[:-1], 4)))
