@@ -247,12 +247,6 @@ def _thresholds(
     return jnp.where(empty, -jnp.inf, lax.while_loop(unfinished, step, state)[1])
 
 
-def _first_largest(one: Any, other: Any) -> Any:
-    """The larger of two pairs of a value and its number; of equal values, that of lower number."""
-    keep = (one[0] > other[0]) | ((one[0] == other[0]) & (one[1] < other[1]))
-    return tuple(jnp.where(keep, x, y) for x, y in zip(one, other, strict=True))
-
-
 class ReduceMax(Extremum):
     """reduce_max over axes: every row lowers what exceeds a threshold, or raises its largest.
 
@@ -293,11 +287,10 @@ class ReduceMax(Extremum):
             sums = lax.reduce(terms, (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), axes)
             return jnp.expand_dims(sums[0], axes), jnp.expand_dims(sums[1], axes)
 
-        # One reduction: compared with a maximum of its own, x may have been rounded differently.
-        every = jnp.broadcast_to(number, x.shape)
-        start = jnp.asarray(-jnp.inf, x.dtype), jnp.asarray(size, number.dtype)
-        both = lax.reduce((x, every), start, _first_largest, axes)
-        top, first = (jnp.expand_dims(a, axes) for a in both)
+        # Else x may be computed twice, and its largest elements not be rounded as the maximum is.
+        x = lax.optimization_barrier(x)
+        top = lax.optimization_barrier(jnp.max(x, axes, keepdims=True))
+        first = jnp.min(jnp.where(x == top, number, size), axes, keepdims=True)
         t = _thresholds(above, top, target, weight, out_weight, size)
         moved = jnp.where(number == first, t, jnp.minimum(x, t))
         distance = _distance(weight, moved, x) + _distance(out_weight, t, target)
