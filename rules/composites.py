@@ -2,8 +2,8 @@
 
 Traced into, either is a handful of constraints that must agree on means, squares and quotients of
 the whole slice, and projecting them one by one converges badly. Here a slice ``z = f(x)`` is one
-constraint, with the nearest point of its own graph. (log_softmax stays in parts: as a whole its gap
-fell no faster.)
+constraint, with the nearest point of its own graph. (log_softmax and logsumexp stay in parts: as
+wholes, under alternating projections, their gaps fell no faster.)
 """
 
 import math
