@@ -18,6 +18,7 @@ __all__ = [
     "DataError",
     "MissingError",
     "higgs_file",
+    "is_finite",
     "note",
     "read_cifar",
     "read_higgs",
@@ -239,12 +240,13 @@ def _parse(path: Path, rows: list[str], line: int) -> Float32[np.ndarray, "rows 
             expected = f"expected {HIGGS_FEATURES + 1}"
             raise DataError(f"{path}, line {number}: {len(cells)} cells; {expected}")
         for cell in cells:
-            if not _is_finite(cell):
+            if not is_finite(cell):
                 raise DataError(f"{path}, line {number}: {cell!r} is no finite number")
     raise DataError(f"{path}, from line {line} on, cannot be read as a table of numbers")
 
 
-def _is_finite(cell: str) -> bool:
+def is_finite(cell: str) -> bool:
+    """Whether a cell of a table is a number, and finite in float32 too."""
     try:
         return math.isfinite(float(cell)) and bool(np.isfinite(np.float32(cell)))
     except (ValueError, OverflowError):

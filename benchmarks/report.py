@@ -8,7 +8,6 @@ which is best in validation. Curves are of validation, with the standard deviati
 
 import argparse
 import itertools
-import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import numpy as np
 
 from benchmarks import arguments
 from benchmarks.comparison import COLUMNS
+from benchmarks.formats import is_finite
 from benchmarks.options import CONFIGURATION, NETWORK, OPTIMIZERS
 from benchmarks.records import RecordError, Records
 from benchmarks.running import Point
@@ -27,6 +27,8 @@ from benchmarks.tables import spread
 __all__ = ["Group", "Network", "main", "markdown", "networks", "plot"]
 
 HOW = tuple(name for name in CONFIGURATION if name not in (*NETWORK, "seed"))
+NUMBERS = ("batch_size", "validation", "test", "train_seconds")
+OPTIONAL_NUMBERS = ("validation_averaged", "test_averaged")
 AXES = {"samples": "samples", "seconds": "seconds of training", "flops": "operations"}
 
 
@@ -77,9 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-NUMBERS = ("validation", "test", "validation_averaged", "test_averaged", "train_seconds")
-
-
 def finished(path: Path) -> list[Finished]:
     """The runs of a table; of rows of the same run the last one counts.
 
@@ -93,20 +92,12 @@ def finished(path: Path) -> list[Finished]:
         raise RecordError(f"{path} holds no runs")
     rows = {row["run"]: row for row in records.rows()}
     for run, row in rows.items():
-        for name in (*NUMBERS, "batch_size"):
-            optional = name.endswith("_averaged")
-            if not (optional and not row[name]) and not _is_number(row[name]):
+        for name in (*NUMBERS, *(name for name in OPTIONAL_NUMBERS if row[name])):
+            if not is_finite(row[name]):
                 raise RecordError(
                     f"{path} is damaged: {name} of the run {run} is {row[name]!r}, and no number"
                 )
     return [Finished(row, records) for row in rows.values()]
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        return math.isfinite(float(cell))
-    except ValueError:
-        return False
 
 
 def networks(runs: Sequence[Finished]) -> list[Network]:

@@ -326,6 +326,7 @@ class Sweep(eqx.Module):
             readers = jnp.maximum(jnp.mean(e.readers), 1)
             ridge = metric[e.variable] * self.damping * jnp.mean(e.square) / readers
             total = e.square + ridge
+            # What few rows read is like a column of one-hot rows: its step is not shortened for it.
             step = jnp.maximum(1, readers / rows) * e.gradient / jnp.where(total > 0, total, 1)
             factor = self._trusted(rms([values[e.variable]]), e.fan, [step], layer.pace, False)
             moves.append((e.variable, factor * step))
