@@ -93,3 +93,11 @@ def test_a_crash_is_a_failure():
     program = example("{0} * 2.0")
     broken = dataclasses.replace(program, ops=(fuzz.Op("v0", "jnp.ones(2) @ {0}", ("w0",)),))
     assert fuzz.failure_of(broken).kind.startswith("crash in trace")
+
+
+def test_what_rounding_alone_makes_is_no_failure():
+    program = example("{0} - jax.lax.stop_gradient({0}) + 0.7615942", "jax.nn.standardize({0}, 0)")
+    fuzz.check(program)
+    spread = fuzz._rounding(program, 1, np.zeros(3, np.float32))
+    assert 1e-6 < spread < 1e-3
+    assert fuzz._rounding(example("2.0 * {0}"), 1, np.array([1.0, -2.5, 4.0])) < 1e-5
