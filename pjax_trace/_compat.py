@@ -1,7 +1,7 @@
 """Everything that differs between JAX versions, and the only import of ``jax.extend``."""
 
-import contextlib
 import os
+import sysconfig
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -51,14 +51,16 @@ _LOOPS: dict[Any, str] = {
     primitives.cond_p: "cond",
 }
 
-# Frames of these are never the user's own line; contextlib makes decorators of contexts.
-_NOT_THE_USER = (
-    *(
-        os.path.join(os.path.dirname(os.path.abspath(file)), "")
-        for file in (jax.__file__, equinox.__file__, __file__)
-    ),
-    contextlib.__file__,
-)
+
+def _folders(*paths: str) -> tuple[str, ...]:
+    return tuple(os.path.join(os.path.abspath(path), "") for path in paths)
+
+
+# Frames of these are never the user's own line, and of what is installed only if no other is. What
+# called the tracer is no part of the function that is traced.
+_TRACING = _folders(*(os.path.dirname(file) for file in (jax.__file__, equinox.__file__, __file__)))
+_INSTALLED = _folders(*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
+_TRACER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "trace.py")
 
 
 def call_body(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
@@ -137,17 +139,23 @@ def is_known(x: Any) -> bool:
     return not isinstance(x, Tracer)
 
 
-def source_line(eqn: Any) -> str:
-    """``file.py:16 (function)`` of the innermost frame that is the user's own, ``""`` if none is.
+def source_line(eqn: Any, outer: str = "") -> str:
+    """``file.py:16 (function)`` of the innermost frame that is the user's own.
 
-    The body of a cached ``jit`` has frames of its first trace only, up to that ``jit``.
+    If there is none it is ``outer``, where the equation was called from: the body of a cached
+    ``jit`` has frames of its first trace only, up to that ``jit``. Else it is a line of an
+    installed library, ``""`` if there is none.
     """
     traceback = eqn.source_info.traceback
-    for frame in traceback.frames if traceback is not None else ():
-        name = frame.file_name
-        if not name.startswith(_NOT_THE_USER):
-            return f"{name}:{frame.line_num} ({frame.function_name})"
-    return ""
+    frames = traceback.frames if traceback is not None else ()
+    called = [i for i, frame in enumerate(frames) if frame.file_name == _TRACER]
+    frames = frames[: max(called, default=len(frames))]
+    outside = [frame for frame in frames if not frame.file_name.startswith(_TRACING)]
+    own = [frame for frame in outside if not frame.file_name.startswith(_INSTALLED)]
+    if not own and (outer or not outside):
+        return outer
+    frame = (own or outside)[0]
+    return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
 
 
 def source_scope(eqn: Any) -> str:

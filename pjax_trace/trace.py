@@ -175,7 +175,7 @@ class _Tracer:
         for eqn in jaxpr.eqns:
             operands = [read(atom) for atom in eqn.invars]
             inner = "/".join(filter(None, (scope, _compat.source_scope(eqn))))
-            line = source if rewritten else _compat.source_line(eqn) or source
+            line = source if rewritten else _compat.source_line(eqn, source)
             results = None
             if any(v.variable for v in operands):
                 results = self.inline(eqn, operands, inner, line, rewritten)

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import pjax_trace as pjax
@@ -15,6 +16,7 @@ from pjax_trace.build import OUTPUTS
 from pjax_trace.calls import loss_p
 from pjax_trace.project import _Run
 from pjax_trace.trace import trace_program
+from tests.models import LABELS, MODELS
 
 HERE = Path(__file__).name
 CONSTANT = np.asarray([1.0, 2.0, 3.0], np.float32)
@@ -208,6 +210,19 @@ def test_source_lines_are_the_users():
         for equation in program.equations:
             assert f"{HERE}:{line} (" in equation.source, equation.primitive
             assert equation.source.endswith(f"{function.__name__})")
+
+
+@pytest.mark.parametrize("name", ["Flax norms", "Flax CNN", "LSTMCell"])
+def test_source_lines_are_not_those_of_a_library(name):
+    parameters, apply, x = MODELS[name]()
+    graph = pjax.project(lambda p: pjax.losses.cross_entropy(apply(p, x), LABELS)).trace(parameters)
+    for constraint in graph.constraints:
+        assert "models.py:" in constraint.source or HERE in constraint.source, constraint.label
+
+
+def test_a_source_line_of_a_library_is_better_than_none():
+    program = trace_program(optax.apply_updates, [X], [X], names=["x", "step"], roots=None)
+    assert all("optax" in equation.source for equation in program.equations)
 
 
 def test_source_lines_reach_the_messages():
