@@ -28,7 +28,7 @@ from pjax_trace.trace import Value
 
 __all__ = ["Sweep"]
 
-_ENOUGH_ROWS = 256  # of a loss; with fewer the share is smaller
+_ENOUGH_ROWS = 256  # of a loss; with fewer, share and decay are smaller
 
 
 class Sweep(eqx.Module):
@@ -60,6 +60,12 @@ class Sweep(eqx.Module):
             order. The more layers there are, and the less is left to learn, the shorter they get.
             Below 256 rows of the losses it goes with the root of their number, as what few rows
             ask for is less what others do. None for no such limit.
+        decay: of weights, where losses ask for less than layers would promise: with f of their
+            moves left by ``share``, what is multiplied with in sums (no bias, scale or looked-up
+            embedding) also shrinks, by ``decay (1 - f)`` of what its layer moves by in relation to
+            its size. Below 256 rows of the losses it goes with their number. Deep networks that
+            answer all of their data go on to smaller weights that do so too, and answer others
+            better. None for none.
         reach: how far targets are from the forward pass, in relation to its size, when they are
             handed through constraints that are no sums.
         per_unit: whether every feature of a layer, with its weights, is moved by what ``trust``
@@ -92,6 +98,7 @@ class Sweep(eqx.Module):
     rank: int | None = 16
     trust: float = 5e-3
     share: float | None = 0.4
+    decay: float | None = 0.1
     reach: float = 5e-3
     per_unit: bool = True
     default_steps: ClassVar[int] = 1
@@ -102,8 +109,9 @@ class Sweep(eqx.Module):
         """Arguments are positive."""
         for name in ("strength", "damping", "trust", "reach"):
             check_positive(f"Sweep: {name}", getattr(self, name))
-        if self.share is not None:
-            check_positive("Sweep: share", self.share)
+        for name in ("share", "decay"):
+            if getattr(self, name) is not None:
+                check_positive(f"Sweep: {name}", getattr(self, name))
 
     def moves(
         self,
@@ -158,18 +166,25 @@ class Sweep(eqx.Module):
                     moves[variable] = moves[variable] + step if variable in moves else step
         layers = self._layers(point, residuals, numbers)
         solved = [self._solve(layer, values, metric, rows) for layer in layers]
-        factor = _wide(1.0)
+        factor, enough = _wide(1.0), min(1, rows / _ENOUGH_ROWS)
         if self.share is not None:
             promised = sum((solution.gain for solution in solved), _wide(0.0))
-            share = self.share * math.sqrt(min(1, rows / _ENOUGH_ROWS))
+            share = self.share * math.sqrt(enough)
             allowed = share * asked_in_all
             factor = jnp.where(promised > allowed, allowed / promised, 1.0)
+        lengths: dict[Variable, Array] = {}
         for layer, solution in zip(layers, solved, strict=True):
             moved = jnp.square(factor) * solution.squares
             distances[layer.constraint] = distances.get(layer.constraint, 0.0) + moved
             for variable, step in solution.moves:
                 step = factor.astype(step.dtype) * step
                 moves[variable] = moves[variable] + step if variable in moves else step
+            for variable in layer.weights:
+                lengths[variable] = jnp.maximum(lengths.get(variable, 0.0), solution.length)
+        if losses and self.decay is not None:
+            for variable, length in lengths.items():
+                by = self.decay * enough * (1 - factor) * factor * length
+                moves[variable] -= by.astype(values[variable].dtype) * values[variable]
         return moves, distances
 
     def _layers(
@@ -304,7 +319,7 @@ class Sweep(eqx.Module):
     ) -> "_Solution":
         """What the parameters of one constraint move by."""
         moves: list[tuple[Variable, Array]] = []
-        squares, gain = _wide(0.0), _wide(0.0)
+        squares, gain, length = _wide(0.0), _wide(0.0), _wide(0.0)
         if layer.target is not None:
             roots = [math.sqrt(max(metric[base] for base in part.bases)) for part in layer.parts]
             scaled = [
@@ -316,29 +331,33 @@ class Sweep(eqx.Module):
             steps = [step / root for step, root in zip(ridge.steps, roots, strict=True)]
             count = max(1, sum(part.count for part in layer.parts))
             size = jnp.sqrt(jnp.asarray(sum(part.squares for part in layer.parts)) / count)
-            factor = self._trusted(size, sum(map(len, steps)), steps, layer.pace, self.per_unit)
+            fan = sum(map(len, steps))
+            size = jnp.maximum(size, math.sqrt(2 / max(1, fan)))
+            factor = self._trusted(size, fan, steps, layer.pace, self.per_unit)
             gain = gain + _wide(jnp.sum(factor * ridge.gains[None]) / more)
             for part, step in zip(layer.parts, steps, strict=True):
                 moves += part.place(factor * step)
                 lengths = jnp.sum(jnp.square(step), 0, keepdims=True)
                 squares = squares + _wide(jnp.sum(jnp.square(factor) * lengths))
+            length = jnp.sqrt(squares / max(1, sum(x.size for x in steps))) / _wide(size)
         for e in layer.elements:
             readers = jnp.maximum(jnp.mean(e.readers), 1)
             ridge = metric[e.variable] * self.damping * jnp.mean(e.square) / readers
             total = e.square + ridge
             # What few rows read is like a column of one-hot rows: its step is not shortened for it.
             step = jnp.maximum(1, readers / rows) * e.gradient / jnp.where(total > 0, total, 1)
-            factor = self._trusted(rms([values[e.variable]]), e.fan, [step], layer.pace, False)
+            size = jnp.maximum(rms([values[e.variable]]), math.sqrt(2 / max(1, e.fan)))
+            factor = self._trusted(size, e.fan, [step], layer.pace, False)
             moves.append((e.variable, factor * step))
             squares = squares + _wide(jnp.square(factor) * _squares([step]))
             gain = gain + _wide(factor * jnp.sum(step * e.gradient))
-        return _Solution(moves, squares, gain)
+        return _Solution(moves, squares, gain, length)
 
     def _trusted(
         self, size: Array, fan: int, steps: Sequence[Array], pace: float, per_unit: bool
     ) -> Array:
         """By what to shorten steps; per unit, a factor for each of the last axis."""
-        limit = self.trust * pace * jnp.maximum(size, math.sqrt(2 / max(1, fan)))
+        limit = self.trust * pace * size
         tiny = jnp.finfo(limit.dtype).tiny
         if per_unit:
             squares = (jnp.sum(jnp.square(x), 0, keepdims=True) for x in steps)
@@ -348,11 +367,16 @@ class Sweep(eqx.Module):
 
 
 class _Solution(NamedTuple):
-    """What parameters move by, the sum of its squares, and what is promised: ``⟨R, J dθ⟩``."""
+    """What parameters move by.
+
+    ``squares`` is the sum of its squares, ``gain`` what is promised, ``⟨R, J dθ⟩``, and ``length``
+    how far what is multiplied with moves, in relation to its size.
+    """
 
     moves: list[tuple[Variable, Array]]
     squares: Float[Array, ""]
     gain: Float[Array, ""]
+    length: Float[Array, ""]
 
 
 class _Part(eqx.Module):
@@ -387,6 +411,11 @@ class _Layer(eqx.Module):
     elements: tuple[_Element, ...]
     pace: float = eqx.field(static=True)
     constraint: Constraint = eqx.field(static=True)
+
+    @property
+    def weights(self) -> list[Variable]:
+        """The parameters that are multiplied with; what is only added has columns of constants."""
+        return [base for part in self.parts if part.count for base in part.bases]
 
 
 class _Point(NamedTuple):

@@ -17,7 +17,7 @@ from .models import LABELS, MODELS
 
 FAR = 1e9  # a trust region that nothing reaches
 # The regularised least-squares solution as it is.
-FREE: dict = {"trust": FAR, "share": None, "per_unit": False}
+FREE: dict = {"trust": FAR, "share": None, "per_unit": False, "decay": None}
 
 
 def normal(seed, *shape):
@@ -347,7 +347,7 @@ def test_per_unit_steps_are_of_one_length():
         return pjax.losses.squared_error(jnp.sign(x @ w) @ jnp.ones((4, 2)), y)
 
     x, w, y = normal(0, 30, 3), normal(1, 3, 4), normal(2, 30, 2)
-    moved, _ = sweep(fit, w, x, y, trust=0.1, share=None)
+    moved, _ = sweep(fit, w, x, y, trust=0.1, share=None, decay=None)
     length = 0.1 * max(np.sqrt(np.mean(w**2)), np.sqrt(2 / 3))
     np.testing.assert_allclose(np.sqrt(np.mean(moved**2, 0)), length, rtol=1e-3)
     free, _ = sweep(fit, w, x, y, **FREE)
@@ -368,16 +368,50 @@ def test_all_layers_together_promise_no_more_than_their_share(rows):
     def fit(params, x, y):
         return pjax.losses.squared_error(scores(params), y)
 
-    free, _ = sweep(fit, (w, v), x, y, trust=0.5, share=None)
+    free, _ = sweep(fit, (w, v), x, y, trust=0.5, share=None, decay=None)
     asked = np.asarray(y - scores((w, v))) * 5 / 6  # the proximal step with λ = 5
     promised = np.sum(asked * np.asarray(jax.jvp(scores, ((w, v),), (tuple(free),))[1]))
     share = 0.5 * promised / np.sum(asked**2) / np.sqrt(min(1, rows / 256))
-    short, _ = sweep(fit, (w, v), x, y, trust=0.5, share=float(share))
+    short, _ = sweep(fit, (w, v), x, y, trust=0.5, share=float(share), decay=None)
     for one, other in zip(short, free, strict=True):
         np.testing.assert_allclose(one, 0.5 * other, rtol=0.05)
-    enough, _ = sweep(fit, (w, v), x, y, trust=0.5, share=float(3 * share))
+    enough, _ = sweep(fit, (w, v), x, y, trust=0.5, share=float(3 * share), decay=None)
     for one, other in zip(enough, free, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("per_unit", [True, False])
+@pytest.mark.parametrize("rows", [64, 300])
+def test_weights_decay_where_moves_are_shortened(rows, per_unit):
+    """What is only added, or looked up, does not; with fewer rows than 256 it is less."""
+    x, y, words = normal(0, rows, 3), normal(1, rows, 2), np.arange(rows) % 5
+    start = {"w": normal(2, 3, 2), "b": normal(3, 2), "scale": normal(4, 2), "table": normal(5, 5)}
+
+    def fit(params, x, y):
+        out = x @ params["w"] * params["scale"][None] + params["b"][None]
+        out = out + params["table"][words][:, None]
+        return pjax.losses.squared_error(out, y)
+
+    def moved(**options):
+        return sweep(fit, start, x, y, per_unit=per_unit, **options)[0]
+
+    free, kept, less = moved(share=None), moved(share=1e-3, decay=None), moved(share=1e-3, decay=30)
+    left = np.linalg.norm(kept["w"]) / np.linalg.norm(free["w"])
+    size = max(np.sqrt(np.mean(start["w"] ** 2)), np.sqrt(2 / 3))
+    by = 30 * min(1, rows / 256) * (1 - left) * np.sqrt(np.mean(kept["w"] ** 2)) / size
+    assert 0 < left < 0.9
+    np.testing.assert_allclose(less["w"] - kept["w"], -by * start["w"], rtol=1e-2, atol=1e-6)
+    for name in ("b", "scale", "table"):
+        np.testing.assert_allclose(less[name], kept[name], rtol=1e-3, atol=1e-7)
+
+
+def test_weights_that_no_loss_reads_do_not_decay():
+    def fit(w, x):
+        pjax.constrain(x @ w, pjax.sets.NonNegative())
+
+    w, x = normal(0, 3, 2), normal(1, 300, 3)
+    one, other = (sweep(fit, w, x, share=1e-6, decay=decay)[0] for decay in (9.0, None))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_the_mean_over_samples_asks_for_what_a_batch_asks():
@@ -413,7 +447,7 @@ def test_what_it_does_not_do():
 
     with pytest.raises(TraceError, match="returns a boolean or complex value that depends on"):
         sweep(truth, jnp.eye(3), normal(0, 4, 3))
-    for name in ("strength", "damping", "trust", "share", "reach"):
+    for name in ("strength", "damping", "trust", "share", "decay", "reach"):
         with pytest.raises(InputError, match=f"Sweep: {name} must be a positive number, not 0"):
             pjax.Sweep(**{name: 0})
 
