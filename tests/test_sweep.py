@@ -280,7 +280,8 @@ def test_scans_go_back_step_by_step(apply):
     check_limit(fit, params, normal(5, 4, 2, 3))
 
 
-def test_a_scan_is_one_block_of_all_its_steps():
+@pytest.mark.parametrize("options", [{"damping": 0.3, **FREE}, {"share": 1e-3, "decay": 30}])
+def test_a_scan_is_one_block_of_all_its_steps(options):
     """As the same steps written out, whose rows are put together by hand."""
     w, x, target = 0.5 * normal(0, 3, 3), normal(1, 5, 2, 3), normal(2, 5, 2, 3)
 
@@ -294,7 +295,7 @@ def test_a_scan_is_one_block_of_all_its_steps():
     def flat(w, x, noise):
         return pjax.losses.squared_error(x @ w + noise, target)
 
-    noise, options = normal(3, 5, 2, 3), {"damping": 0.3, **FREE}
+    noise = normal(3, 5, 2, 3)
     found, _ = sweep(fit, w, x, noise, **options)
     expected, _ = sweep(flat, w, x, noise, **options)
     np.testing.assert_allclose(found, expected, atol=1e-5)
