@@ -61,11 +61,12 @@ class Sweep(eqx.Module):
             Below 256 rows of the losses it goes with the root of their number, as what few rows
             ask for is less what others do. None for no such limit.
         decay: of weights, where losses ask for less than layers would promise: with f of their
-            moves left by ``share``, what is multiplied with in sums (no bias, scale or looked-up
-            embedding) also shrinks, by ``decay (1 - f)`` of what its layer moves by in relation to
-            its size. Below 256 rows of the losses it goes with their number. Deep networks that
-            answer all of their data go on to smaller weights that do so too, and answer others
-            better. None for none.
+            moves left by ``share``, what is multiplied with in sums also shrinks, by
+            ``decay (1 - f)`` of what its layer moves by in relation to its size. Biases, scales,
+            looked-up embeddings, and all else that is solved for element by element, such as
+            layers that a scan runs over, do not. Below 256 rows of the losses it goes with their
+            number. Deep networks that answer all of their data go on to smaller weights that do
+            so too, and answer others better. None for none.
         reach: how far targets are from the forward pass, in relation to its size, when they are
             handed through constraints that are no sums.
         per_unit: whether every feature of a layer, with its weights, is moved by what ``trust``
