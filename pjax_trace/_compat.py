@@ -1,5 +1,6 @@
 """Everything that differs between JAX versions, and the only import of ``jax.extend``."""
 
+import functools
 import os
 import sysconfig
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ __all__ = [
     "loop_kind",
     "scan_parts",
     "new_primitive",
+    "own_function",
     "run_jaxpr",
     "source_line",
     "source_scope",
@@ -50,6 +52,10 @@ _LOOPS: dict[Any, str] = {
     primitives.scan_p: "scan",
     primitives.cond_p: "cond",
 }
+
+
+# The functions behind primitives of our own.
+_OWN: dict[Any, Callable[..., list[Any]]] = {}
 
 
 def _folders(*paths: str) -> tuple[str, ...]:
@@ -86,6 +92,12 @@ def loop_body(eqn: Any) -> tuple[Any, int | None] | None:
     if kind == "scan":
         return eqn.params["jaxpr"], int(eqn.params["length"])
     return (eqn.params["body_jaxpr"], None) if kind == "while" else None
+
+
+def own_function(eqn: Any) -> Callable[..., list[Any]] | None:
+    """What an equation of a `new_primitive` does, as a function of its operands; else None."""
+    function = _OWN.get(eqn.primitive)
+    return None if function is None else functools.partial(function, **eqn.params)
 
 
 class Scan(NamedTuple):
@@ -180,6 +192,7 @@ def new_primitive(
     """
     primitive = Primitive(name)
     primitive.multiple_results = True
+    _OWN[primitive] = implementation
 
     def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
         tangents = [ad.instantiate_zeros(t) for t in tangents]

@@ -1,45 +1,41 @@
 """A traced program → its consensus graph.
 
-Every equation that variables reach is asked for its rule once: it is a view, a constraint, an
-output constraint, or part of what the function makes of its losses. What has no rule is
-collected, and reported all at once.
+The translation of every equation that variables reach says what it is: a view, or a constraint.
+Calls of losses and sets are output constraints, and what the function makes of its losses on their
+way out scales them. What has no rule is collected, and reported all at once.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pjax_trace import _compat
-from pjax_trace.calls import constrain_p, function_p, loss_p
-from pjax_trace.control import Loop, carries_p, loop_p
+from pjax_trace.colour import colour
+from pjax_trace.control import carries_p, loop_p
+from pjax_trace.custom import constrain_p, function_p, loss_p
 from pjax_trace.errors import MissingRuleError, TraceError
-from pjax_trace.graph import ConsensusGraph, Constraint, Objective, Operand, Variable, View, colour
-from pjax_trace.registry import Rule, rule_for
+from pjax_trace.graph import (
+    ConsensusGraph,
+    Constraint,
+    LoopRule,
+    Loss,
+    Membership,
+    Objective,
+    Operand,
+)
+from pjax_trace.program import Equation, Program, Value, needed_equations
 from pjax_trace.rewrite import absorb_producers
-from pjax_trace.rules.sums import identity
-from pjax_trace.trace import Equation, Program, Value, needed_equations
+from pjax_trace.translation import Affine, Outcome, Project, Refuse
+from pjax_trace.view import Variable, View
 
-__all__ = ["OUTPUTS", "LoopRule", "build_graph"]
+__all__ = ["OUTPUTS", "build_graph"]
 
 OUTPUTS = (loss_p, constrain_p)
 
-
-class LoopRule(Rule):
-    """A scan that is kept as one operation. Sweeps know what to do with it, solvers do not.
-
-    Args:
-        loop: the scan.
-        body: the graph of one step.
-        slots: the values that hold what every step reads as its carry.
-    """
-
-    family = "loop"
-
-    def __init__(self, loop: Loop, body: ConsensusGraph, slots: Sequence[Value]):
-        self.loop, self.body, self.slots = loop, body, slots
+_CALLS = {loss_p: Loss, constrain_p: Membership, function_p: Constraint}
 
 
 def build_graph(program: Program, *, strict: bool = True, coloured: bool = True) -> ConsensusGraph:
@@ -53,8 +49,8 @@ def build_graph(program: Program, *, strict: bool = True, coloured: bool = True)
 
     Raises:
         MissingRuleError: for primitives without a rule, all at once.
-        TraceError: for arithmetic on losses that is no positive scale or mean, for control flow
-            that depends on a variable, and for products of a variable with itself.
+        TraceError: for arithmetic on losses that is no positive scale or mean, and for control flow
+            that depends on a variable.
     """
     builder = _Builder(program)
     for equation in program.equations:
@@ -70,31 +66,14 @@ def build_graph(program: Program, *, strict: bool = True, coloured: bool = True)
         problems=tuple(builder.problems),
     )
     graph = absorb_producers(graph)
-    if not coloured:
-        return graph
-    fresh = itertools.count(1 + max((v.index for v in builder.views), default=0))
-
-    def identity_of(variable: Variable, name: str) -> Constraint:
-        value = Value(next(fresh), variable.shape, variable.dtype, True)
-        producer = graph.producers.get(variable)
-        rule, params = identity(variable.shape)
-        return Constraint(
-            name,
-            rule,
-            params,
-            (View((variable,), (), variable.value),),
-            Variable(name, value, False, variable),
-            producer.source if producer is not None else "parameter " + variable.name,
-        )
-
-    return colour(graph, identity_of)
+    return colour(graph) if coloured else graph
 
 
 class _Builder:
     def __init__(self, program: Program):
         self.program = program
         self.parameters = [Variable(value.name, value, True) for value in program.parameters]
-        self.views = {p.value: View((p,), (), p.value) for p in self.parameters}
+        self.views = {p.value: View.of(p) for p in self.parameters}
         self.constraints: list[Constraint] = []
         self.losses: dict[Value, Value] = {}  # a loss's value → its scale
         self.after: set[Value] = set()  # values made of losses
@@ -116,27 +95,22 @@ class _Builder:
         frozen = not any(v.variable for v in equation.outputs)
         if not any(variable) or equation not in self.live or frozen:
             return
+        outcome = equation.outcome
         if equation.primitive is carries_p:
             for value in equation.outputs:
                 if value.variable:  # stands for what the step before wrote, further down
                     self.carries.append(Variable("carry", value, False))
-                    self.views[value] = View((self.carries[-1],), (), value)
-            return
-        if equation.primitive is loop_p:
+                    self.views[value] = View.of(self.carries[-1])
+        elif equation.primitive is loop_p:
             self.keep_loop(equation)
-            return
-        if equation.primitive in (loss_p, constrain_p, function_p):
-            self.visit_call(equation, variable)
-            return
-        rule = rule_for(equation.primitive)
-        if rule is None or not rule.supports(equation.params, variable):
-            self.miss(equation, variable, rule)
-        elif rule.is_view(equation.params, variable):
+        elif isinstance(outcome, Affine):
             self.view(equation)
+        elif not isinstance(outcome, Project):
+            self.miss(equation, variable, outcome)
+        elif equation.primitive in _CALLS:
+            self.visit_call(equation, outcome)
         else:
-            shapes = tuple(v.shape for v in equation.inputs)
-            specialised, params = rule.specialise(equation.params, shapes, variable)
-            self.constrain(equation, specialised, params, equation.primitive.name)
+            self.constrain(equation, outcome, equation.primitive.name)
 
     def keep_loop(self, equation: Equation) -> None:
         """A scan as one constraint for each of its outputs, which are projected onto together."""
@@ -147,31 +121,24 @@ class _Builder:
         rule = LoopRule(loop, body, slots)
         for i, result in enumerate(results):
             if result.variable:
-                self.constrain(equation, rule, {"output": i}, "scan", result=result)
+                self.constrain(equation, Project(rule, {"output": i}), "scan", result=result)
 
-    def visit_call(self, equation: Equation, variable: Sequence[bool]) -> None:
-        rule = equation.params["rule"]
-        if not rule.supports(equation.params, variable):
-            if equation.primitive is function_p:
-                self.miss(equation, variable, rule)
-                return
-            self.problems.append(
-                f"{equation.params['name']} at {equation.source}: only the first argument may "
-                "depend on variables; the labels, λ or the set must be data"
-            )
+    def visit_call(self, equation: Equation, outcome: Project) -> None:
+        """A function with a rule of its own, a loss or a set."""
+        kind, name = _CALLS[equation.primitive], equation.params["name"]
+        (out,) = equation.outputs
+        if kind is Constraint:
+            self.constrain(equation, outcome, name, result=out)
             return
         extra: tuple[Value, ...] = ()
-        (out,) = equation.outputs
-        if equation.primitive is loss_p:
+        if kind is Loss:
             scale = Value(-1 - len(self.losses), out.shape, out.dtype, False)
             self.losses[out] = scale
             self.after.add(out)
             extra = (scale,)
-        params = dict(equation.params["params"])
-        produces = equation.primitive is function_p
-        self.constrain(equation, rule, params, equation.params["name"], extra, produces)
-        if equation.primitive is constrain_p:
+        else:
             self.views[out] = self.views[equation.inputs[0]]  # the identity: x itself goes on
+        self.constrain(equation, outcome, name, extra, kind)
 
     def visit_loop(self, equation: Equation, variable: Sequence[bool]) -> bool:
         """Whether the equation is a loop or branch that variables decide, which is refused."""
@@ -192,19 +159,8 @@ class _Builder:
 
     def visit_objective(self, equation: Equation) -> None:
         """Losses may be scaled by data, summed and averaged on the way out."""
-        allowed = all(v in self.after or not v.variable for v in equation.inputs)
-        rule = rule_for(equation.primitive)
-        if allowed and rule is not None:
-            flags = [v in self.after for v in equation.inputs]
-            shifted = rule.offset and not all(flags) and any(np.any(f) for f in self.data(equation))
-            view = rule.is_view(equation.params, flags) and not shifted
-            total = len(equation.inputs) == sum(flags) and rule.family == "sum"
-            allowed = rule.supports(equation.params, flags) and (
-                view or (total and self.adds(equation))
-            )
-        else:
-            allowed = False
-        if not allowed or self.negative(equation):
+        known = all(v in self.after or not v.variable for v in equation.inputs)
+        if not known or not self.adds(equation):
             self.problems.append(
                 f"{equation.primitive.name} of a loss at {equation.source}: a loss may be scaled "
                 "by a positive number, averaged, and added to other losses on its way out of the "
@@ -215,81 +171,64 @@ class _Builder:
         self.linear.append(equation)
 
     def adds(self, equation: Equation) -> bool:
-        """Whether a sum of losses has positive coefficients."""
-        rule = rule_for(equation.primitive)
-        assert rule is not None
-        shapes = [v.shape for v in equation.inputs]
-        _, params = rule.specialise(equation.params, shapes, [True] * len(shapes))
-        return all(len(t.operands) == 1 and t.sign > 0 for t in params["terms"])
+        """Whether an equation is linear in losses, with coefficients that are surely not negative.
 
-    def negative(self, equation: Equation) -> bool:
-        """Whether a loss is surely scaled by something that is not positive."""
-        if equation.primitive is jax.lax.neg_p:
-            return True
-        rule = rule_for(equation.primitive)
-        if rule is None or not rule.scales:
+        Its derivative, for all outputs together, must be the same at two points, and it must vanish
+        with the losses. Zeros among others mask rows; a zero alone would make the loss nothing.
+        Data that are not known yet count as ones.
+        """
+        if equation.primitive is jax.lax.stop_gradient_p:
             return False
-        # Zeros among others mask rows; a zero alone would make the loss nothing.
-        return any(not (np.all(f >= 0) and np.any(f > 0)) for f in self.data(equation))
+        losses = [v for v in equation.inputs if v in self.after]
+        losses = list(dict.fromkeys(losses))
 
-    def data(self, equation: Equation) -> list[np.ndarray]:
-        """The operands that are no losses, 1 where they are not known yet."""
-        values = [v for v in equation.inputs if v not in self.after]
-        return [np.asarray(self.program.known.get(v, 1)) for v in values]
+        def function(*values: jax.Array) -> list[jax.Array]:
+            own = dict(zip(losses, values, strict=True))
+            operands = (own[v] if v in own else self.datum(v) for v in equation.inputs)
+            return equation.evaluate(*operands)
+
+        slopes = []
+        with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
+            for value in (0, 2):
+                point = [jnp.full(v.shape, value, v.dtype) for v in losses]
+                outs, pull = jax.vjp(function, *point)
+                if not all(jnp.issubdtype(out.dtype, jnp.inexact) for out in outs):
+                    return False
+                if not value and any(np.any(np.asarray(out)) for out in outs):
+                    return False
+                slopes.append([np.asarray(x) for x in pull([jnp.ones_like(out) for out in outs])])
+        same = all(np.allclose(a, b) for a, b in zip(*slopes, strict=True))
+        return same and all(np.all(x >= 0) and np.any(x > 0) for x in slopes[0])
+
+    def datum(self, value: Value) -> np.ndarray:
+        """A value that is no loss; 1 where it is not known yet."""
+        return np.asarray(self.program.known.get(value, np.ones(value.shape, value.dtype)))
 
     def constrain(
         self,
         equation: Equation,
-        rule: object,
-        params: dict,
+        outcome: Project,
         name: str,
         extra: tuple[Value, ...] = (),
-        produces: bool = True,
+        kind: type[Constraint] = Constraint,
         result: Value | None = None,
     ) -> None:
+        """Add a constraint."""
         number = self.names.get(name, 0)
         self.names[name] = number + 1
         name = f"{name}_{number}" if number else name
         operands = (*(self.operand(v) for v in equation.inputs), *extra)
         out = None
-        if produces:
+        if kind is Constraint:
             value = equation.outputs[0] if result is None else result
             out = Variable(name, value, False)
-            self.views[value] = View((out,), (), value)
-        constraint = Constraint(
-            name,
-            rule,  # pyright: ignore[reportArgumentType]
-            params,
-            operands,
-            out,
-            equation.source,
-            equation.scope,
-        )
-        self.constraints.append(constraint)
+            self.views[value] = View.of(out)
+        rule, params = outcome.rule, outcome.params
+        source, scope = equation.source, equation.scope
+        self.constraints.append(kind(name, rule, params, operands, out, source, scope))
 
     def operand(self, value: Value) -> Operand:
         return self.views.get(value, value)
-
-    def check_conflict(self, c: Constraint) -> None:
-        """Ask the rule whether it minds that operands share variables."""
-        bases = [set(view.bases) for _, view in c.reads]
-        if sum(map(len, bases)) == len(set().union(*bases)):
-            return
-        names: dict[Variable, np.ndarray] = {}
-        start = 1
-        for base in dict.fromkeys(b for _, view in c.reads for b in view.bases):
-            size = int(np.prod(base.shape))
-            names[base] = np.arange(start, start + size, dtype=np.int32).reshape(base.shape)
-            start += size
-        known = self.program.known
-        elements = [
-            o.elements(known, names) if isinstance(o, View) else np.zeros(o.shape, np.int32)
-            for o in c.operands
-        ]
-        with jax.ensure_compile_time_eval():
-            reason = c.rule.conflict(c.params, elements)
-        if reason is not None:
-            self.problems.append(f"{c.name} at {c.source} {reason}")
 
     def view(self, equation: Equation) -> None:
         read = [self.views[v] for v in equation.inputs if v in self.views]
@@ -300,8 +239,14 @@ class _Builder:
         for out in equation.outputs:
             self.views[out] = View(bases, ordered, out)
 
-    def miss(self, equation: Equation, variable: Sequence[bool], rule: Rule | None) -> None:
-        reason = "no rule" if rule is None else rule.refusal(equation.params, variable)
+    def miss(self, equation: Equation, variable: Sequence[bool], outcome: Outcome | None) -> None:
+        """Keep what has no rule, to report it with all else that is wrong."""
+        if isinstance(outcome, Refuse) and equation.primitive in OUTPUTS:
+            name = equation.params["name"]
+            self.problems.append(f"{name} at {equation.source}: {outcome.reason}")
+            self.forget(equation)
+            return
+        reason = outcome.reason if isinstance(outcome, Refuse) else "no rule"
         if _compat.loop_kind(equation.primitive):
             reason = (
                 "a loop whose length is not known while tracing has no rule; use lax.scan, "
@@ -315,7 +260,7 @@ class _Builder:
         for value in equation.outputs:
             stub = Variable(equation.primitive.name, value, True)
             self.parameters.append(stub)
-            self.views[value] = View((stub,), (), value)
+            self.views[value] = View.of(stub)
 
     def path(self, equation: Equation, variable: Sequence[bool]) -> str:
         """The variables that lead to an equation."""
@@ -353,8 +298,6 @@ class _Builder:
 
     def finish(self, strict: bool) -> None:
         """Report everything that is wrong, at once."""
-        for constraint in self.constraints:
-            self.check_conflict(constraint)
         if not strict:
             self.problems += [_missing_message(self.missing)] if self.missing else []
             return

@@ -1,7 +1,6 @@
 """``constrain``: require a value to lie in a set."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -9,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pjax_trace.calls import call, constrain_p
+from pjax_trace.custom import call, constrain_p
 from pjax_trace.errors import InputError
-from pjax_trace.registry import Moment, Projection, Rule, Weights, squared_distance
+from pjax_trace.rule import Arrays, Moment, Params, Projection, Rule, Weights, squared_distance
 from pjax_trace.sets import Set
 
 __all__ = ["constrain"]
@@ -36,24 +35,24 @@ class _Static:
 
 @dataclasses.dataclass(frozen=True)
 class SetRule(Rule):
-    """The projection onto a set, whose arrays are the operands after the first."""
+    """The projection onto a set; the operands after the first are the arrays of the set."""
 
     structure: Any
     static: _Static
 
     family = "set"
+    movable = 1  # the set itself is data
 
-    def supports(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
-        """The set itself is data."""
-        return not any(variable[1:])
+    @property
+    def convex(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the set is known to be convex."""
+        return self.static.tree.convex
 
-    def apply(self, params: dict[str, Any], *operands: Array) -> Array:
+    def apply(self, params: Params, *operands: Array) -> Array:
         """The identity."""
         return operands[0]
 
-    def project(
-        self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
-    ) -> Projection:
+    def project(self, params: Params, operands: Arrays, out: Any, weights: Weights) -> Projection:
         """The nearest point of the set; one weight does not change which that is."""
         x, *leaves = operands
         dynamic = jax.tree.unflatten(self.structure, leaves)
@@ -64,10 +63,10 @@ class SetRule(Rule):
 
 
 def constrain(x: Float[Array, "..."], set: Set) -> Float[Array, "..."]:  # noqa: A002
-    """Require ``x`` to lie in a set; the identity to JAX.
+    """Require ``x`` to lie in a set. To JAX it is the identity.
 
     In a function that `pjax_trace.project` solves, this is an output constraint: a solver projects
-    its copy of ``x`` onto the set. The result is ``x`` itself, and need not be used.
+    a copy of ``x`` onto the set. The returned value is ``x`` itself, and need not be used.
 
     Args:
         x: a floating-point array.
@@ -77,7 +76,7 @@ def constrain(x: Float[Array, "..."], set: Set) -> Float[Array, "..."]:  # noqa:
         ``x``.
 
     Raises:
-        InputError: if ``set`` is no `Set`, or does not fit the shape of ``x``.
+        InputError: if ``set`` is not a `Set`, or does not fit the shape of ``x``.
 
     Example:
         A point of the simplex:

@@ -8,7 +8,7 @@ instead, and has a scan kept as one operation, with a program of its own.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,15 @@ import numpy as np
 from jax import lax
 
 from pjax_trace import _compat
-from pjax_trace.calls import call, function_p
+from pjax_trace.custom import call, function_p
 from pjax_trace.errors import TraceError
-
-if TYPE_CHECKING:
-    from pjax_trace.trace import Program, Value, _Tracer
+from pjax_trace.program import Program, Value
+from pjax_trace.recorder import Recorder
+from pjax_trace.rule import Identity
 
 __all__ = ["Loop", "carries_p", "inline_branches", "keep_scan", "lift_scan", "loop_p"]
 
-Walk = Callable[..., list["Value"]]
+Walk = Callable[..., list[Value]]
 
 
 def _carries(
@@ -61,7 +61,7 @@ class Loop:
     """
 
     scan: _compat.Scan
-    program: "Program"
+    program: Program
     variable: tuple[bool, ...]
 
 
@@ -84,17 +84,17 @@ loop_p = _compat.new_primitive("loop", implementation=_looped, batch=_unmapped)
 
 
 def keep_scan(
-    tracer: "_Tracer",
+    recorder: Recorder,
     eqn: Any,
-    operands: Sequence["Value"],
-    trace: Callable[..., "Program"],
+    operands: Sequence[Value],
+    trace: Callable[..., Program],
     scope: str,
     source: str,
-) -> list["Value"]:
+) -> list[Value]:
     """The outputs of a scan over variables as one `Loop`.
 
     Args:
-        tracer: to which the equation is added.
+        recorder: to which the equation is added.
         eqn: the scan.
         operands: of the scan.
         trace: ``trace(function, parameters, data)``, the program of a function of two lists.
@@ -125,11 +125,11 @@ def keep_scan(
     slots = variable[scan.consts : scan.consts + scan.carries]
     flags = [*slots, *written[scan.carries :], *slots]
     loop = Loop(scan, program, tuple(variable))
-    results = tracer.emit(loop_p, {"loop": loop}, operands, flags, scope=scope, source=source)
+    results = recorder.emit(loop_p, {"loop": loop}, operands, flags, scope=scope, source=source)
     return results[: len(written)]
 
 
-def _check_real(scan: _compat.Scan, program: "Program", source: str) -> None:
+def _check_real(scan: _compat.Scan, program: Program, source: str) -> None:
     """Booleans and complex numbers that depend on variables have become reals in a program."""
     for var, value in zip(scan.body.jaxpr.outvars, program.outputs, strict=True):
         if value.dtype != var.aval.dtype:
@@ -140,13 +140,11 @@ def _check_real(scan: _compat.Scan, program: "Program", source: str) -> None:
             )
 
 
-def lift_scan(
-    tracer: "_Tracer", eqn: Any, operands: Sequence["Value"], walk: Walk
-) -> list["Value"]:
+def lift_scan(recorder: Recorder, eqn: Any, operands: Sequence[Value], walk: Walk) -> list[Value]:
     """The outputs of a scan over variables, its body lifted over time.
 
     Args:
-        tracer: to which equations are added.
+        recorder: to which equations are added.
         eqn: the scan.
         operands: of the scan.
         walk: ``walk(function, *values)`` adds the equations of a JAX function.
@@ -154,7 +152,7 @@ def lift_scan(
     scan = _compat.scan_parts(eqn)
     if not scan.length:
         empty = [np.zeros(var.aval.shape, var.aval.dtype) for var in eqn.outvars[scan.carries :]]
-        return [*_parts(operands, scan.consts, scan.carries)[1], *map(tracer.constant, empty)]
+        return [*_parts(operands, scan.consts, scan.carries)[1], *map(recorder.constant, empty)]
     _, start, _ = _parts(operands, scan.consts, scan.carries)
     _, slots, _ = _parts(scan.body.jaxpr.invars, scan.consts, scan.carries)
     written = scan.body.jaxpr.outvars[: scan.carries]
@@ -162,27 +160,27 @@ def lift_scan(
     fixed = [slot is out for slot, out in zip(slots, written, strict=True)]
     variable = [v.variable and not still for v, still in zip(start, fixed, strict=True)]
     while True:
-        attempt = tracer.snapshot()
-        outputs, grown = _lift(tracer, scan, operands, fixed, variable, walk)
+        attempt = recorder.snapshot()
+        outputs, grown = _lift(recorder, scan, operands, fixed, variable, walk)
         if grown == variable:
             return outputs
         # A carry that starts as data and is written by variables: once more, knowing that.
-        tracer.restore(attempt)
+        recorder.restore(attempt)
         variable = grown
 
 
 def _lift(
-    tracer: "_Tracer",
+    recorder: Recorder,
     scan: _compat.Scan,
-    operands: Sequence["Value"],
+    operands: Sequence[Value],
     fixed: Sequence[bool],
     variable: Sequence[bool],
     walk: Walk,
-) -> tuple[list["Value"], list[bool]]:
+) -> tuple[list[Value], list[bool]]:
     consts, start, inputs = _parts(operands, scan.consts, scan.carries)
     slots = list(start)
     if not all(fixed):
-        slots = tracer.emit(carries_p, scan._asdict(), operands, variable)
+        slots = recorder.emit(carries_p, scan._asdict(), operands, variable)
         slots = [s if f else slot for s, slot, f in zip(start, slots, fixed, strict=True)]
 
     def body(*arrays: Any) -> list[Any]:
@@ -204,29 +202,24 @@ def _lift(
             finals.append(first)
             continue
         if variable[i]:
-            out = _fed_back(tracer, scan, first, slot, out, walk)
+            out = _fed_back(recorder, scan, first, slot, out, walk)
         end = 0 if scan.reverse else scan.length - 1
         finals += walk(lambda x, i=end: lax.index_in_dim(x, i, keepdims=False), out)
     return [*finals, *outputs], grown
 
 
 def _fed_back(
-    tracer: "_Tracer", scan: _compat.Scan, first: "Value", slot: "Value", out: "Value", walk: Walk
-) -> "Value":
+    recorder: Recorder, scan: _compat.Scan, first: Value, slot: Value, out: Value, walk: Walk
+) -> Value:
     """Say where a carry is read from; returns what the body writes."""
     if out.dtype != slot.dtype:
         raise TraceError(
             "a carry of a scan is a boolean that depends on variables; carry a float instead "
             "(jnp.where(condition, 1.0, 0.0))"
         )
-    if tracer.rests_on(out, tracer.feedback.keys() | {slot}):
+    if recorder.rests_on(out, recorder.feedback.keys() | {slot}):
         # A carry that only moves other carries about has no constraint to be written by.
-        from pjax_trace.rules.sums import identity  # the rules need the registry first
-
-        rule, params = identity(out.shape)
-        (out,) = walk(
-            lambda x: call(function_p, rule, x, name="carry", params=tuple(params.items())), out
-        )
+        (out,) = walk(lambda x: call(function_p, Identity(), x, name="carry"), out)
 
     def read(first: Any, out: Any) -> Any:
         first = first[None].astype(out.dtype)
@@ -235,13 +228,11 @@ def _fed_back(
         return jnp.concatenate([first, out[:-1]])
 
     (source,) = walk(read, first, out)
-    tracer.feedback[slot] = source
+    recorder.feedback[slot] = source
     return out
 
 
-def inline_branches(
-    eqn: Any, operands: Sequence["Value"], walk_jaxpr: Walk, walk: Walk
-) -> list[Any]:
+def inline_branches(eqn: Any, operands: Sequence[Value], walk_jaxpr: Walk, walk: Walk) -> list[Any]:
     """The outputs of a cond or switch by data: those of all branches, selected."""
     index, *inputs = operands
     branches = [walk_jaxpr(b.jaxpr, b.consts, inputs) for b in eqn.params["branches"]]

@@ -1,6 +1,6 @@
-"""What has a rule: the table in the README, made from the registry.
+"""What has a rule: the table in rules/README.md, made from the registry.
 
-``python -m pjax_trace.coverage README.md`` brings the table in a file up to date.
+``python -m pjax_trace.coverage rules/README.md`` brings the table in a file up to date.
 """
 
 import sys
@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pjax_trace.registry import Entry, FunctionEntry, Refusal, entries, function_entries
+from pjax_trace.registry import Entry, FunctionEntry, entries, function_entries
 
-__all__ = ["Row", "read", "rows", "table", "update"]
+__all__ = ["Line", "read", "rows", "table", "update"]
 
-START = "<!-- coverage: made by python -m pjax_trace.coverage README.md -->"
+START = "<!-- coverage: made by python -m pjax_trace.coverage rules/README.md -->"
 END = "<!-- end of coverage -->"
 HEAD = ("primitive or function", "family", "granularity", "exactness", "since JAX", "note")
 
 
-class Row(NamedTuple):
+class Line(NamedTuple):
     """A line of the table."""
 
     name: str
@@ -28,27 +28,34 @@ class Row(NamedTuple):
     note: str
 
 
-def rows() -> list[Row]:
+def rows() -> list[Line]:
     """All primitives that this JAX has and the registry knows, then functions, each by name."""
     primitives = [_primitive(p.name, entry) for p, entry in entries().items()]
     functions = dict.fromkeys(_function(entry) for entry in function_entries())
     return [*sorted(primitives), *sorted(functions)]
 
 
-def _primitive(name: str, entry: Entry) -> Row:
-    rule = entry.rule
-    notes = (rule.reason if isinstance(rule, Refusal) else "", entry.note)
+def _primitive(name: str, entry: Entry) -> Line:
+    becomes = entry.translation
+    notes = (becomes.reason, entry.note)
     note = "; ".join(filter(None, notes))
-    return Row(f"`{name}`", rule.family, rule.granularity, rule.exactness, entry.since, note)
+    return Line(
+        f"`{name}`",
+        becomes.family,
+        becomes.granularity,
+        becomes.exactness,
+        entry.since,
+        note,
+    )
 
 
-def _function(entry: FunctionEntry) -> Row:
+def _function(entry: FunctionEntry) -> Line:
     name = getattr(entry.function, "__name__", "function")
     module = getattr(entry.function, "__module__", "")
     if module.startswith("jax"):
         name = f"jax.nn.{name}"
     rule = entry.rule
-    return Row(f"`{name}`", rule.family, rule.granularity, rule.exactness, "0.10", entry.note)
+    return Line(f"`{name}`", rule.family, rule.granularity, rule.exactness, "0.10", entry.note)
 
 
 def table() -> str:
@@ -57,10 +64,10 @@ def table() -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '∣') for cell in line)} |" for line in lines)
 
 
-def read(text: str) -> list[Row]:
+def read(text: str) -> list[Line]:
     """The rows of the table in a text."""
     body = text.split(START)[1].split(END)[0].strip().splitlines()[2:]
-    return [Row(*(cell.strip() for cell in line[1:-1].split(" | "))) for line in body]
+    return [Line(*(cell.strip() for cell in line[1:-1].split(" | "))) for line in body]
 
 
 def update(text: str) -> str:

@@ -1,19 +1,17 @@
 """Granularity: what is one constraint, a row of an operation or the whole block of its rows."""
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
+from pjax_trace.block import project_jointly
 from pjax_trace.errors import InputError
 from pjax_trace.graph import ConsensusGraph, Constraint
 from pjax_trace.metric import matching
-from pjax_trace.registry import Projection, Rule, Weights, of_variables, projection_of
+from pjax_trace.rule import Arrays, Params, Projection, Rule, Weights, projection_of
 
 __all__ = ["Block", "BlockRule", "Granularity", "coarsen"]
 
@@ -44,7 +42,6 @@ class Block(eqx.Module):
     tol: float = 1e-6
 
     def __check_init__(self) -> None:
-        """There is something to do."""
         for name in ("iterations", "rounds"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -58,6 +55,7 @@ class BlockRule(Rule):
     """A smooth rule whose rows share operands, all rows at once; see `Block`."""
 
     granularity = "block"
+    wrapper = "block"
 
     def __init__(self, inner: Rule, block: Block):
         self.inner, self.options = inner, block
@@ -65,46 +63,35 @@ class BlockRule(Rule):
         rounds = f"{block.rounds} round" + "s" * (block.rounds > 1)
         self.exactness = f"linearised, {rounds}"  # pyright: ignore[reportAttributeAccessIssue]
 
-    def apply(self, params: dict[str, Any], *operands: Array) -> Array:
-        """That of the rows."""
+    def apply(self, params: Params, *operands: Array) -> Array:
         return self.inner.apply(params, *operands)
 
-    def masses(self, params: dict[str, Any], weights: tuple[Any, ...]) -> tuple[Any, ...]:
+    def masses(self, params: Params, weights: tuple[Any, ...]) -> tuple[Any, ...]:
         """Those of the rows: a block has one copy, which weighs what theirs do."""
         return self.inner.masses(params, weights)
 
-    def project(
-        self, params: dict[str, Any], operands: Sequence[Array], out: Array, weights: Weights
-    ) -> Projection:
+    def project(self, params: Params, operands: Arrays, out: Array, weights: Weights) -> Projection:
         """The nearest point of the linearised graph, once or repeatedly."""
         masses = self.masses(params, weights.operands)
         variable = [mass is not None for mass in masses]
-        function = of_variables(functools.partial(self.apply, params), operands, variable)
-        start = [x for x, v in zip(operands, variable, strict=True) if v]
-        heavy = [mass for mass in masses if mass is not None]
-        moved, multiplier = start, jnp.zeros_like(out)
-        for _ in range(self.options.rounds):
-            value, push = jax.linearize(function, *moved)
-            transpose = jax.linear_transpose(push, *moved)
 
-            def steps(y: Array, transpose: Any = transpose) -> list[Array]:
-                return [x / w for x, w in zip(transpose(y), heavy, strict=True)]
+        def function(*own: Array) -> Array:
+            moving = iter(own)
+            xs = (next(moving) if v else x for x, v in zip(operands, variable, strict=True))
+            return self.apply(params, *xs)
 
-            def operator(y: Array, push: Any = push, steps: Any = steps) -> Array:
-                return y / weights.out + push(*steps(y))
-
-            back = push(*(s - x for s, x in zip(start, moved, strict=True)))
-            multiplier, _ = jax.scipy.sparse.linalg.cg(
-                operator,
-                out - value - back,
-                multiplier,
-                tol=self.options.tol,
-                maxiter=self.options.iterations,
-            )
-            moved = [s + d for s, d in zip(start, steps(multiplier), strict=True)]
+        moved, moved_out = project_jointly(
+            function,
+            [x for x, v in zip(operands, variable, strict=True) if v],
+            out,
+            [mass for mass in masses if mass is not None],
+            weights.out,
+            iterations=self.options.iterations,
+            rounds=self.options.rounds,
+            tol=self.options.tol,
+        )
         found = iter(moved)
         ends = [next(found) if v else x for x, v in zip(operands, variable, strict=True)]
-        moved_out = out - multiplier / weights.out
         return projection_of(operands, out, Weights(masses, weights.out), ends, moved_out)
 
 
@@ -138,6 +125,6 @@ def coarsen(
     replaced: dict[Any, Constraint] = {
         c: dataclasses.replace(c, rule=BlockRule(c.rule, block))
         for c, one in chosen.items()
-        if (block := _block_of(one)) is not None and c.rule.blocks
+        if (block := _block_of(one)) is not None and c.rule.smooth
     }
     return graph.replaced(replaced)

@@ -1,4 +1,4 @@
-"""The consensus graph: variables, the constraints that read and produce them, views in between.
+"""The consensus graph: variables, and the constraints that read and produce them.
 
 Every read of a variable is an *edge* that carries a copy of it. An edge joins the node that
 produces the variable (a constraint, or the parameter itself) with the constraint that reads it.
@@ -11,7 +11,8 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,176 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from pjax_trace import dot
+from pjax_trace.control import Loop
 from pjax_trace.errors import InputError
-from pjax_trace.registry import Rule, rule_for
-from pjax_trace.trace import Equation, Program, Value
+from pjax_trace.program import Equation, Program, Value
+from pjax_trace.rule import Rule, title
+from pjax_trace.view import Variable, View
 
-__all__ = ["ConsensusGraph", "Constraint", "Objective", "Variable", "View", "colour"]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Variable:
-    """An array that the solver may move: a parameter, or the output of a constraint.
-
-    ``repeats`` is what the output of an inserted identity is the same as.
-    """
-
-    name: str
-    value: Value
-    parameter: bool
-    repeats: "Variable | None" = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the array."""
-        return self.value.shape
-
-    @property
-    def dtype(self) -> Any:
-        """Of the array."""
-        return self.value.dtype
-
-    def __repr__(self) -> str:
-        dims = ",".join(map(str, self.shape))
-        return f"{self.name}:{np.dtype(self.dtype).name}[{dims}]"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class View:
-    """An affine map from variables to what a constraint reads.
-
-    Args:
-        bases: the variables that are read.
-        equations: the view equations between them and ``out``, in program order.
-        out: the value that they end in.
-        then: further functions, applied in turn; each is linear and only repeats or moves elements.
-    """
-
-    bases: tuple[Variable, ...]
-    equations: tuple[Equation, ...]
-    out: Value
-    then: tuple[Callable[[Array], Array], ...] = ()
-
-    def __call__(self, data: Mapping[Value, Any], *arrays: Array) -> Array:
-        """The operand, from one array per base."""
-        env = {base.value: x for base, x in zip(self.bases, arrays, strict=True)}
-        for equation in self.equations:
-            operands = [env[v] if v in env else data[v] for v in equation.inputs]
-            env.update(zip(equation.outputs, equation.evaluate(*operands), strict=True))
-        x = env[self.out]
-        for function in self.then:
-            x = function(x)
-        return x
-
-    def pull(self, data: Mapping[Value, Any], moment: Array) -> tuple[Array, ...]:
-        """The transpose of the linear part, applied to an array of the operand's shape."""
-        zeros = [jnp.zeros(base.shape, base.dtype) for base in self.bases]
-        # The derivative of an affine map drops its offset, which a plain transpose would not.
-        _, transpose = jax.vjp(functools.partial(self, data), *zeros)
-        return transpose(moment)
-
-    @property
-    def dtype(self) -> Any:
-        """Of the operand."""
-        return self.out.dtype
-
-    @functools.cached_property
-    def shape(self) -> tuple[int, ...]:
-        """Of the operand."""
-        shape = jax.ShapeDtypeStruct(self.out.shape, self.out.dtype)
-        for function in self.then:
-            shape = jax.eval_shape(function, shape)
-        return shape.shape
-
-    @property
-    def rules(self) -> list[Rule]:
-        """The rules of its equations."""
-        return [rule_for(e.primitive) for e in self.equations]  # pyright: ignore
-
-    @property
-    def identity(self) -> bool:
-        """Whether the operand is the variable itself."""
-        return not self.equations and not self.then
-
-    @property
-    def total(self) -> bool:
-        """Whether it surely reads every element of its bases."""
-        return all(rule.total for rule in self.rules)
-
-    @property
-    def offset(self) -> bool:
-        """Whether it may add data to what it reads."""
-        return any(rule.offset for rule in self.rules)
-
-    @property
-    def permutation(self) -> bool:
-        """Whether it only renames the elements of one variable."""
-        return (
-            len(self.bases) == 1
-            and not self.then
-            and all(rule.permutation for rule in self.rules)
-            and math.prod(self.shape) == math.prod(self.bases[0].shape)
-        )
-
-    def followed_by(self, function: Callable[[Array], Array] | None) -> "View":
-        """This view and then a function that repeats or moves elements."""
-        if function is None:
-            return self
-        return dataclasses.replace(self, then=(*self.then, function))
-
-    def with_base(self, old: Variable, new: Variable) -> "View":
-        """The same view of another variable."""
-        bases = tuple(new if base is old else base for base in self.bases)
-        if not self.equations:
-            return dataclasses.replace(self, bases=bases, out=new.value)
-        inputs = {old.value: new.value}
-        equations = tuple(
-            dataclasses.replace(e, inputs=tuple(inputs.get(v, v) for v in e.inputs))
-            for e in self.equations
-        )
-        return dataclasses.replace(self, bases=bases, equations=equations)
-
-    def through(self, old: Variable, source: "View") -> "View":
-        """The same view with another one in the place of a base."""
-        if old not in self.bases:
-            return self
-        others = (base for base in self.bases if base is not old)
-        bases = tuple(dict.fromkeys((*source.bases, *others)))
-        inputs = {old.value: source.out}
-        equations = tuple(
-            dataclasses.replace(e, inputs=tuple(inputs.get(v, v) for v in e.inputs))
-            for e in self.equations
-        )
-        out = inputs.get(self.out, self.out)
-        return dataclasses.replace(
-            self, bases=bases, equations=source.equations + equations, out=out
-        )
-
-    def elements(self, data: Mapping[Value, Any], names: Mapping[Variable, Any]) -> Any:
-        """The name of the element that each operand element reads; None if data decide it.
-
-        ``names`` gives every base an integer array; ``data`` holds what is known while tracing.
-        """
-        env = {base.value: names[base] for base in self.bases}
-        try:
-            with jax.ensure_compile_time_eval():
-                for equation in self.equations:
-                    rule = rule_for(equation.primitive)
-                    assert rule is not None
-                    numbers = [
-                        env[v] if v in env else jnp.zeros(v.shape, jnp.int32)
-                        for v in equation.inputs
-                    ]
-                    known = [None if v in env else data.get(v) for v in equation.inputs]
-                    results = rule.route(equation.primitive, equation.params, numbers, known)
-                    env.update(zip(equation.outputs, results, strict=True))
-                x = env[self.out]
-                for function in self.then:
-                    x = function(jnp.asarray(x))
-                return np.asarray(x)
-        except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):
-            return None
-
+__all__ = ["ConsensusGraph", "Constraint", "Loss", "LoopRule", "Membership", "Objective", "Operand"]
 
 Operand = View | Value
 
@@ -222,13 +61,39 @@ class Constraint:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of the operands."""
+        """The shapes of the operands."""
         return tuple(operand.shape for operand in self.operands)
 
     @property
     def label(self) -> str:
         """Name and source line, for messages."""
         return f"{self.name} at {self.source}"
+
+
+class Loss(Constraint):
+    """An output constraint that pulls by a proximal step; its last operand scales its λ."""
+
+
+class Membership(Constraint):
+    """An output constraint that requires its first operand to lie in a set."""
+
+
+class LoopRule(Rule):
+    """A scan that is kept as one operation, with one constraint for each of its outputs.
+
+    A sweep goes back through it step by step; solvers that project all steps at once have scans
+    lifted instead.
+
+    Args:
+        loop: the scan.
+        body: the graph of one step.
+        slots: the values that hold what every step reads as its carry.
+    """
+
+    family = "loop"
+
+    def __init__(self, loop: Loop, body: "ConsensusGraph", slots: Sequence[Value]):
+        self.loop, self.body, self.slots = loop, body, slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,6 +145,16 @@ class ConsensusGraph:
         return self.parameters + tuple(c.out for c in self.constraints if c.out is not None)
 
     @functools.cached_property
+    def losses(self) -> tuple[Loss, ...]:
+        """The losses among the constraints."""
+        return tuple(c for c in self.constraints if isinstance(c, Loss))
+
+    @functools.cached_property
+    def hard(self) -> np.ndarray:
+        """Which constraints are sets of points, so all but the losses, as a mask."""
+        return np.array([not isinstance(c, Loss) for c in self.constraints], bool)
+
+    @functools.cached_property
     def producers(self) -> dict[Variable, Constraint]:
         """The constraint that produces each variable that is no parameter."""
         return {c.out: c for c in self.constraints if c.out is not None}
@@ -295,8 +170,8 @@ class ConsensusGraph:
         return readers
 
     @functools.cached_property
-    def scores(self) -> frozenset[Variable]:
-        """The variables that losses and sets read, outputs of constraints themselves."""
+    def read_by_outputs(self) -> frozenset[Variable]:
+        """The outputs of constraints that losses and sets read."""
         return frozenset(
             base
             for c in self.constraints
@@ -358,8 +233,6 @@ class ConsensusGraph:
 
     def _chains(self) -> tuple[int, dict[Variable, int]]:
         """How many constraints are in the longest chain, and in that up to each variable."""
-        from pjax_trace.build import LoopRule  # which makes graphs
-
         lengths: dict[Variable, int] = {}
         longest = 0
         for c in self.constraints:
@@ -378,22 +251,78 @@ class ConsensusGraph:
         return longest, lengths
 
     def to_dot(self) -> str:
-        """The graph in the language of Graphviz."""
-        from pjax_trace import picture  # which draws graphs
+        r"""The graph in the language of Graphviz; the same graph gives the same text.
 
-        return picture.to_dot(self)
+        Parameters are ellipses and constraints are boxes, in the two colours of the graph. Output
+        constraints have a double border, inserted identities a dashed one. An edge is labelled with
+        the shape that views in front of the constraint give to what it reads.
 
-    def plot(self, path: str | os.PathLike[str], *, width: float = 16, dpi: float = 150) -> None:
-        """Save a picture of the coloured graph; needs matplotlib.
+        Example:
+            >>> import jax.numpy as jnp
+            >>> import pjax_trace as pjax
+            >>> def problem(x):
+            ...     pjax.constrain(jnp.sum(x), pjax.sets.Equal(1.0))
+            >>> graph = pjax.project(problem).trace(jnp.ones(3))
+            >>> print("\n".join(graph.to_dot().splitlines()[-3:]))
+              n0 -> n1;
+              n1 -> n2;
+            }
+        """
+        return dot.to_dot(*self._drawing())
+
+    def plot(
+        self, path: str | os.PathLike[str], *, width: float = math.inf, dpi: float = 150
+    ) -> None:
+        """Save a picture of what `to_dot` says, from left to right; blue is projected first.
+
+        Graphviz draws it where its program ``dot`` is on the PATH; otherwise matplotlib does, with
+        the nodes where networkx places them. The same graph gives the same PNG or SVG.
 
         Args:
             path: of the file, ending in ``.png``, ``.svg`` or ``.pdf``.
-            width: of the picture, in inches.
+            width: of the picture in inches, at most; what would be wider is drawn smaller. Without
+                it the letters of every graph have the same size.
             dpi: dots per inch, of a PNG.
-        """
-        from pjax_trace import picture
 
-        picture.plot(self, path, width=width, dpi=dpi)
+        Raises:
+            InputError: if there is neither Graphviz nor networkx with matplotlib, Graphviz fails,
+                or an argument cannot be used.
+        """
+        dot.plot(*self._drawing(), Path(path), width=width, dpi=dpi)
+
+    def _drawing(self) -> tuple[list[dot.Node], list[dot.Edge]]:
+        """Boxes and arrows, in program order."""
+
+        def dims(shape: tuple[int, ...]) -> str:
+            return f"[{','.join(map(str, shape))}]"
+
+        def short(name: str) -> str:
+            return name if len(name) <= 30 else f"{name[:15]}…{name[-14:]}"
+
+        numbers = {node: i for i, node in enumerate((*self.parameters, *self.constraints))}
+        nodes = []
+        for node in numbers:
+            if isinstance(node, Variable):
+                out, lines = node, [short(node.name)]
+            else:
+                out, lines = node.out, [short(node.name), title(node.rule)]
+            lines += [] if out is None else [dims(out.shape)]
+            nodes.append(
+                dot.Node(
+                    "\n".join(lines),
+                    self.colours.get(node, 0),
+                    rounded=isinstance(node, Variable),
+                    double=out is None,
+                    dashed=out is not None and out.repeats is not None,
+                )
+            )
+        edges = [
+            (numbers[self.node(base)], numbers[c], "" if v.identity else dims(v.shape))
+            for c in self.constraints
+            for _, v in c.reads
+            for base in v.bases
+        ]
+        return nodes, edges
 
     def __str__(self) -> str:
         lines = [
@@ -418,87 +347,3 @@ class ConsensusGraph:
             scope = f"  in {node.scope}" if node.scope else ""
             lines.append(f"      {node.source}{scope}")
         return "\n".join(lines)
-
-
-def colour(
-    graph: ConsensusGraph, identity: Callable[[Variable, str], Constraint]
-) -> ConsensusGraph:
-    """Give every node one of two colours so that every edge joins two, inserting identities.
-
-    Colours spread from the output constraints (colour 0, projected first), breadth-first in program
-    order; then nodes change sides as long as fewer variables clash. Where an edge would join equal
-    colours, the variable gets one identity constraint, before its views, and the readers of that
-    colour read its output instead.
-
-    Args:
-        graph: the graph.
-        identity: makes the identity constraint of a variable, with a name for its output.
-    """
-    nodes = [*graph.parameters, *graph.constraints]
-    order = {node: i for i, node in enumerate(nodes)}
-    neighbours: dict[Any, list[Any]] = {node: [] for node in nodes}
-    for variable, edges in graph.readers.items():
-        for reader, _ in edges:
-            neighbours[graph.node(variable)].append(reader)
-            neighbours[reader].append(graph.node(variable))
-    colours: dict[Any, int] = {}
-    starts = [c for c in graph.constraints if c.out is None] + nodes
-    queue: list[Any] = []
-    for start in starts:
-        if start in colours:
-            continue
-        colours[start] = 0
-        queue.append(start)
-        while queue:
-            node = queue.pop(0)
-            for other in sorted(neighbours[node], key=order.__getitem__):
-                if other not in colours:
-                    colours[other] = 1 - colours[node]
-                    queue.append(other)
-    _improve(graph, colours)
-    constraints = list(graph.constraints)
-    replaced: dict[Constraint, Constraint] = {}
-    for variable in graph.variables:
-        own = colours[graph.node(variable)]
-        clashing = [edge for edge in graph.readers[variable] if colours[edge[0]] == own]
-        if not clashing:
-            continue
-        copy = identity(variable, f"{variable.name}'")
-        assert copy.out is not None
-        colours[copy] = 1 - own
-        for reader, position in clashing:
-            current = replaced.get(reader, reader)
-            operands = list(current.operands)
-            operands[position] = operands[position].with_base(variable, copy.out)  # pyright: ignore
-            replaced[reader] = dataclasses.replace(current, operands=tuple(operands))
-        first = min(order[reader] for reader, _ in clashing)
-        position = next(i for i, c in enumerate(constraints) if order.get(c, -1) == first)
-        constraints.insert(position, copy)
-    final = tuple(replaced.get(c, c) for c in constraints)
-    swapped = {replaced.get(node, node): colours[node] for node in colours}
-    return dataclasses.replace(graph, constraints=final, colours=swapped)
-
-
-def _improve(graph: ConsensusGraph, colours: dict[Any, int]) -> None:
-    """Flip nodes, all but output constraints, while that leaves fewer variables to be repeated."""
-
-    def clashes(variable: Variable) -> bool:
-        own = colours[graph.node(variable)]
-        return any(colours[reader] == own for reader, _ in graph.readers[variable])
-
-    touched: dict[Any, list[Variable]] = {p: [p] for p in graph.parameters}
-    for c in graph.constraints:
-        read = (base for _, view in c.reads for base in view.bases)
-        touched[c] = list(dict.fromkeys((*read, *([c.out] if c.out is not None else []))))
-    flipped = True
-    while flipped:
-        flipped = False
-        for node, variables in touched.items():
-            if isinstance(node, Constraint) and node.out is None:
-                continue
-            before = sum(map(clashes, variables))
-            colours[node] = 1 - colours[node]
-            if sum(map(clashes, variables)) < before:
-                flipped = True
-            else:
-                colours[node] = 1 - colours[node]

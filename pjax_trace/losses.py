@@ -1,13 +1,13 @@
-"""Losses: output constraints that pull towards the labels by a proximal step.
+"""Losses: output constraints that move scores towards the labels by a proximal step.
 
-A loss is an ordinary function to JAX (``jit``, ``grad`` and ``vmap`` see its value); a solver sees
-``argmin_x λ · loss(x) + ½ ω |x − scores|²``, with λ for every row of scores. What the function
-makes of a loss on the way out scales λ: ``0.5 * loss`` halves it, and the mean of n losses divides
-it by n.
+To JAX, a loss is an ordinary function: ``jit``, ``grad`` and ``vmap`` see its value. A solver uses
+its proximal step, ``argmin_x λ · loss(x) + ½ ω |x − scores|²``, for every row of scores. If the
+function scales the loss before it returns it, that scales λ: ``0.5 * loss`` halves it, and the mean
+of n losses divides it by n.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Integer
 
-from pjax_trace import _compat
-from pjax_trace.calls import call, loss_p
+from pjax_trace import _compat, prox
+from pjax_trace.custom import call, loss_p
 from pjax_trace.errors import InputError
-from pjax_trace.registry import Moment, Projection, Rule, Weights, squared_distance
-from pjax_trace.rules import prox
+from pjax_trace.rule import Arrays, Moment, Params, Projection, Rule, Weights, squared_distance
 
 __all__ = ["cross_entropy", "margin", "squared_error"]
 
@@ -28,7 +27,7 @@ __all__ = ["cross_entropy", "margin", "squared_error"]
 class LossRule(Rule):
     """The proximal step of a loss that is a mean over rows.
 
-    The operands are scores, targets, λ and further arguments; a solver adds the loss's scale.
+    The operands are scores, targets, λ and further arguments; a solver appends the loss's scale.
 
     Args:
         value: ``value(scores, targets, *further) -> one loss per row``.
@@ -39,20 +38,15 @@ class LossRule(Rule):
     prox: Callable[..., Array]
 
     family = "loss"
+    movable = 1
 
-    def supports(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
-        """Only the scores may be variables."""
-        return not any(variable[1:])
-
-    def apply(self, params: dict[str, Any], *operands: Array) -> Array:
-        """The mean over rows."""
+    def apply(self, params: Params, *operands: Array) -> Array:
+        """The mean of the loss over rows."""
         scores, targets, _, *further = operands
         return jnp.mean(self.value(scores, targets, *further))
 
-    def project(
-        self, params: dict[str, Any], operands: Sequence[Array], out: Any, weights: Weights
-    ) -> Projection:
-        """The proximal step; the distance is that of the step."""
+    def project(self, params: Params, operands: Arrays, out: Any, weights: Weights) -> Projection:
+        """The proximal step, with its squared length as the distance."""
         scores, targets, lam, *further, scale = operands
         weight = weights.operands[0]
         step = jnp.broadcast_to(lam * scale / weight, scores.shape[:-1])
@@ -79,19 +73,20 @@ def cross_entropy(
 ) -> Float[Array, ""]:
     """The mean cross entropy of softmax(logits), projected by its exact proximal operator.
 
-    ``argmin_x λ CE(x, y) + ½ ω |x − logits|²`` for every row, solved by one scalar unknown per row
-    and the Wright omega function.
+    For every row, the operator is ``argmin_x λ CE(x, y) + ½ ω |x − logits|²``. It is computed from
+    one scalar unknown per row and the Wright omega function.
 
     Args:
-        logits: scores, classes last.
+        logits: scores, with classes on the last axis.
         labels: integers, one per row; or one-hot or soft rows that sum to 1.
-        lam: λ > 0, the strength of the pull; one number or one per row.
+        lam: λ > 0, the weight of the loss beside the squared distance; one number or one per row.
 
     Returns:
-        The mean over rows.
+        The mean of the loss over rows.
 
     Raises:
-        InputError: if shapes do not fit, labels are out of range or λ is not positive.
+        InputError: if shapes do not fit, there are no rows or no classes, labels are out of range
+            or λ is not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -112,21 +107,22 @@ def margin(
 ) -> Float[Array, ""]:
     """The mean multiclass hinge ``max(0, margin + max_{j≠y} x_j − x_y)`` of Crammer and Singer.
 
-    ``argmin_x λ hinge(x) + ½ ω |x − scores|²`` for every row. With the default λ = ∞ it is a set:
-    the true class leads every other one by the margin.
+    For every row, the proximal operator is ``argmin_x λ hinge(x) + ½ ω |x − scores|²``. With the
+    default, λ = ∞, it is the projection onto a set: the scores whose true class exceeds every other
+    class by at least the margin.
 
     Args:
-        scores: classes last.
+        scores: with classes on the last axis.
         labels: integers, one per row; or one-hot rows.
-        margin: the width, at least 0.
+        margin: the margin, at least 0; one number or one per row.
         lam: λ > 0, ∞ included; one number or one per row.
 
     Returns:
-        The mean over rows.
+        The mean of the loss over rows.
 
     Raises:
-        InputError: if shapes do not fit, labels are out of range, λ is not positive, or the margin
-            is negative.
+        InputError: if shapes do not fit, there are no rows or no classes, labels are out of range,
+            λ is not positive, or the margin is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -144,23 +140,23 @@ def margin(
 
 
 def squared_error(
-    predictions: Float[Array, "*rows outputs"],
-    targets: Float[ArrayLike, "*rows outputs"],
+    predictions: Float[Array, "*rows outputs"] | Float[Array, ""],
+    targets: Float[ArrayLike, "..."],
     *,
     lam: ArrayLike = 1.0,
 ) -> Float[Array, ""]:
     """The mean over rows of ``½ |x − t|²``; ``argmin_x λ ½ |x − t|² + ½ ω |x − predictions|²``.
 
     Args:
-        predictions: outputs last.
-        targets: of the same shape.
+        predictions: outputs last; a scalar is one row of one output.
+        targets: of the same shape, or of one that broadcasts to it.
         lam: λ > 0; one number or one per row.
 
     Returns:
         The mean over rows.
 
     Raises:
-        InputError: if shapes do not fit or λ is not positive.
+        InputError: if shapes do not fit, there are no rows or no outputs, or λ is not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -168,22 +164,42 @@ def squared_error(
         >>> float(pjax.losses.squared_error(jnp.zeros((3, 2)), jnp.ones((3, 2))))
         1.0
     """
-    predictions = _floating("squared_error", predictions)
-    goal = jnp.asarray(targets, predictions.dtype)
-    if goal.shape != predictions.shape or not predictions.ndim:
+    predictions = _floating("squared_error", predictions, "predictions")
+    goal, shape = jnp.asarray(targets, predictions.dtype), predictions.shape
+    try:
+        goal = jnp.broadcast_to(goal, shape)
+    except ValueError as error:
         raise InputError(
-            f"losses.squared_error: predictions of shape {predictions.shape} need targets of the "
-            f"same shape with at least one axis, not {goal.shape}"
-        )
+            f"losses.squared_error: predictions of shape {shape} need targets of the same shape, "
+            f"or of one that broadcasts to it, not {goal.shape}"
+        ) from error
+    if not shape:
+        predictions, goal = predictions.reshape(1), goal.reshape(1)
+    _not_empty("squared_error", predictions, "predictions", "outputs")
     strength = _strength("squared_error", lam, predictions)
     return call(loss_p, _SQUARED_ERROR, predictions, goal, strength, name="squared_error")
 
 
-def _floating(name: str, scores: Any) -> Array:
+def _floating(name: str, scores: Any, role: str = "scores") -> Array:
     scores = jnp.asarray(scores)
     if not jnp.issubdtype(scores.dtype, jnp.floating):
-        raise InputError(f"losses.{name}: scores must be floating point, not {scores.dtype}")
+        raise InputError(f"losses.{name}: {role} must be floating point, not {scores.dtype}")
     return scores
+
+
+def _not_empty(name: str, scores: Array, role: str, columns: str) -> None:
+    """A mean over no rows is no number, and a row of nothing has no loss."""
+    if scores.size:
+        return
+    if not scores.shape[-1]:
+        raise InputError(
+            f"losses.{name}: {role} of shape {scores.shape} are empty: they have no {columns}, of "
+            "which every row needs at least one; check what makes their last axis"
+        )
+    raise InputError(
+        f"losses.{name}: {role} of shape {scores.shape} are empty: they have no rows, and the loss "
+        "is a mean over rows; leave empty batches out"
+    )
 
 
 def _arguments(name: str, scores: Any, labels: Any, lam: Any) -> tuple[Array, Array, Array]:
@@ -191,6 +207,7 @@ def _arguments(name: str, scores: Any, labels: Any, lam: Any) -> tuple[Array, Ar
     scores, labels = _floating(name, scores), jnp.asarray(labels)
     if not scores.ndim:
         raise InputError(f"losses.{name}: scores need an axis of classes, but are a scalar")
+    _not_empty(name, scores, "scores", "classes")
     classes = scores.shape[-1]
     if labels.shape == scores.shape and not jnp.issubdtype(labels.dtype, jnp.inexact):
         labels = labels.astype(scores.dtype)  # one-hot rows

@@ -7,30 +7,31 @@ user wrote out by hand is found, too, and a function that was replaced by anothe
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
-from pjax_trace.calls import function_p
-from pjax_trace.registry import FunctionEntry, function_entries, rule_for
-
-if TYPE_CHECKING:
-    from pjax_trace.trace import Equation, Program, Value, _Tracer
+from pjax_trace.custom import function_p
+from pjax_trace.program import Equation, Program, Value
+from pjax_trace.recorder import Recorder
+from pjax_trace.registry import FunctionEntry, associative, function_entries, translate
 
 __all__ = ["claim_functions"]
+
+Trace = Callable[..., Program]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Pattern:
     """A function of one array, traced: the equations that depend on it."""
 
-    program: "Program"
-    equations: tuple["Equation", ...]
+    program: Program
+    equations: tuple[Equation, ...]
 
     @staticmethod
-    def of(program: "Program") -> "_Pattern":
+    def of(program: Program) -> "_Pattern":
         reached = set(program.parameters)
         equations = []
         for e in program.equations:
@@ -40,19 +41,22 @@ class _Pattern:
         return _Pattern(program, tuple(equations))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def _pattern(
-    entry: FunctionEntry, variant: tuple[tuple[str, Any], ...], shape: tuple[int, ...], dtype: Any
+    trace: Trace,
+    entry: FunctionEntry,
+    variant: tuple[tuple[str, Any], ...],
+    shape: tuple[int, ...],
+    dtype: Any,
 ) -> _Pattern | None:
     """What a function traces to, or None if it takes no such argument."""
-    from pjax_trace.trace import trace_program  # which asks for claims itself
 
     def function(parameters: list[Any], _: list[Any]) -> Any:
         return entry.function(parameters[0], **dict(variant))
 
     try:
         aval = jax.ShapeDtypeStruct(shape, dtype)
-        program = trace_program(function, [aval], [], names=["x"], claim=False)
+        program = trace(function, [aval], [], names=["x"], claim=False)
     except Exception:  # whatever the function has against such an argument
         return None
     (*_, out), (value,) = ((program.outputs or (None,)), program.parameters)
@@ -60,33 +64,28 @@ def _pattern(
     return _Pattern.of(program) if alike and out is not value else None
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def _operations(
-    entry: FunctionEntry, variant: tuple[tuple[str, Any], ...], rank: int, dtype: Any
+    trace: Trace, entry: FunctionEntry, variant: tuple[tuple[str, Any], ...], rank: int, dtype: Any
 ) -> frozenset[Any]:
     """The primitives of a function, views aside, which depend on sizes: whatever these may be.
 
     Tracing takes long, and most functions are not in a program at any of its many shapes.
     """
-    pattern = _pattern(entry, variant, (2,) * rank, dtype)
+    pattern = _pattern(trace, entry, variant, (2,) * rank, dtype)
     if pattern is None:  # it may take other sizes
         return frozenset()
-    return frozenset(e.primitive for e in pattern.equations if not _is_view(e))
-
-
-def _is_view(e: "Equation") -> bool:
-    rule = rule_for(e.primitive)
-    return rule is not None and rule.is_view(e.params, [v.variable for v in e.inputs])
+    return frozenset(e.primitive for e in pattern.equations if not e.is_view)
 
 
 class _Matcher:
     """One program, to find patterns in."""
 
-    def __init__(self, tracer: "_Tracer"):
-        equations = tracer.equations
-        self.tracer = tracer
+    def __init__(self, recorder: Recorder):
+        equations = recorder.equations
+        self.recorder = recorder
         self.equations = list(equations)
-        self.constants = tracer.constants
+        self.constants = recorder.constants
         self.producers = {v: e for e in equations for v in e.outputs}
         self.readers: dict[Value, list[Equation]] = {}
         for e in equations:
@@ -94,7 +93,7 @@ class _Matcher:
                 self.readers.setdefault(value, []).append(e)
         self.used: set[Equation] = set()
 
-    def find(self, pattern: _Pattern, x: "Value") -> dict[Any, Any] | None:
+    def find(self, pattern: _Pattern, x: Value) -> dict[Any, Any] | None:
         """The values (and equations) that stand for the pattern's, with ``x`` as its argument."""
         return next(self._extend(pattern, 0, {pattern.program.parameters[0]: x}), None)
 
@@ -114,10 +113,9 @@ class _Matcher:
         if number == len(pattern.equations) - 1:
             yield from self._regrouped(wanted, found)
 
-    def _regrouped(self, wanted: "Equation", found: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+    def _regrouped(self, wanted: Equation, found: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         """The last equation ``a b`` in ``a (b c)``, whose value the program does not have."""
-        rule = rule_for(wanted.primitive)
-        if rule is None or not rule.associative:
+        if not associative(wanted.primitive):
             return
         first, second = (found.get(v) for v in wanted.inputs)
         for e in self.readers.get(first, ()) if first is not None else ():
@@ -128,18 +126,23 @@ class _Matcher:
             if pair == {wanted.primitive} and self.used.isdisjoint((e, inner)):
                 (out,) = wanted.outputs
                 aval = jax.ShapeDtypeStruct(out.shape, out.dtype)
-                yield {**found, wanted: e, out: self.tracer.value(aval, True)}
+                yield {**found, wanted: e, out: self.recorder.value(aval, True)}
 
-    def replace(self, place: "Equation", claimed: "Equation") -> None:
+    def replace(self, place: Equation, claimed: Equation) -> None:
         """Put a claimed function where its last equation was found."""
         i, rest = self.equations.index(place), []
         if claimed.outputs != place.outputs:  # it was regrouped
             factor = self.producers[place.inputs[-1]].inputs[-1]
-            rest = [dataclasses.replace(place, inputs=(*claimed.outputs, factor))]
+            rest = [self._translated(place, (*claimed.outputs, factor))]
         self.equations[i : i + 1] = [claimed, *rest]
 
+    def _translated(self, e: Equation, inputs: tuple[Value, ...]) -> Equation:
+        """An equation with other inputs."""
+        outcome = translate(e.primitive, e.params, inputs, tuple(v.variable for v in inputs))
+        return dataclasses.replace(e, inputs=inputs, outcome=outcome)
+
     def _alike(
-        self, pattern: _Pattern, wanted: "Equation", e: "Equation", found: Mapping[Any, Any]
+        self, pattern: _Pattern, wanted: Equation, e: Equation, found: Mapping[Any, Any]
     ) -> bool:
         if wanted.primitive is not e.primitive or len(wanted.inputs) != len(e.inputs):
             return False
@@ -148,7 +151,7 @@ class _Matcher:
             for a, b in zip(wanted.inputs, e.inputs, strict=True)
         )
 
-    def _same_data(self, pattern: _Pattern, wanted: "Value", value: "Value") -> bool:
+    def _same_data(self, pattern: _Pattern, wanted: Value, value: Value) -> bool:
         """Whether data are constants of the same values, or made of such in the same way."""
         if wanted.shape != value.shape or wanted.dtype != value.dtype:
             return False
@@ -186,9 +189,12 @@ def _same_params(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return True
 
 
-def claim_functions(tracer: "_Tracer") -> list["Equation"]:
-    """The equations, each claimed function being one of them; what it leaves unread stays."""
-    matcher, equations = _Matcher(tracer), tracer.equations
+def claim_functions(recorder: Recorder, trace: Trace) -> list[Equation]:
+    """The equations, each claimed function being one of them; what it leaves unread stays.
+
+    ``trace`` makes the programs of the functions.
+    """
+    matcher, equations = _Matcher(recorder), recorder.equations
     primitives = {e.primitive for e in equations}
     values = list(dict.fromkeys(v for e in equations for v in e.inputs if v.variable))
     shapes = dict.fromkeys((v.shape, v.dtype) for v in values)
@@ -196,9 +202,9 @@ def claim_functions(tracer: "_Tracer") -> list["Equation"]:
     for entry in function_entries():
         for shape, dtype in shapes:
             for variant in entry.variants_of(shape):
-                if not primitives.issuperset(_operations(entry, variant, len(shape), dtype)):
+                if not primitives.issuperset(_operations(trace, entry, variant, len(shape), dtype)):
                     continue
-                pattern = _pattern(entry, variant, shape, dtype)
+                pattern = _pattern(trace, entry, variant, shape, dtype)
                 if pattern and primitives.issuperset(e.primitive for e in pattern.equations):
                     patterns.append((entry, variant, pattern))
     patterns.sort(key=lambda p: -len(p[2].equations))  # the larger function has the smaller in it
@@ -216,7 +222,12 @@ def claim_functions(tracer: "_Tracer") -> list["Equation"]:
             name = getattr(entry.function, "__name__", "function")
             params = {"rule": entry.rule, "name": name, "params": variant}
             claimed = dataclasses.replace(
-                place, primitive=function_p, params=params, inputs=(x,), outputs=(out,)
+                place,
+                primitive=function_p,
+                params=params,
+                inputs=(x,),
+                outputs=(out,),
+                outcome=translate(function_p, params, (x,), (True,)),
             )
             matcher.replace(place, claimed)
     return matcher.equations

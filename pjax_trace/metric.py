@@ -13,7 +13,8 @@ from jaxtyping import Array
 
 from pjax_trace.acceleration import rms
 from pjax_trace.errors import InputError, check_positive
-from pjax_trace.graph import ConsensusGraph, Constraint, Variable
+from pjax_trace.graph import ConsensusGraph, Constraint
+from pjax_trace.view import Variable
 
 __all__ = ["Metric", "matching"]
 
@@ -21,41 +22,41 @@ _NOTHING = 1e-12  # of the largest mean square
 
 
 class Metric(eqx.Module):
-    """Weights of the squared distance that "nearest" is measured in; larger moves less.
+    """Weights of the squared distance in which projections are nearest; more weight moves less.
 
     Every copy of a variable, one per scalar equation that reads it, has the weight of its variable.
-    ``paths`` overrides the kinds; of several matching patterns the last one counts. ``constraints``
-    says of copies what they weigh more than others of their variables.
+    ``paths`` overrides the weights of the three kinds of variables; if several patterns match, the
+    last one counts. ``constraints`` multiplies the weights of the copies of single constraints.
 
-    With ``per="copy"`` a parameter weighs more, the more rows read it: a larger batch moves it by
-    the mean of what its rows ask for. With ``per="parameter"`` all of its copies together have its
-    weight, and a larger batch moves it by more. What is right per copy for n rows is n times that
-    per parameter. (Blocks, 10 steps, tuned for batches of 256 of MNIST: after 50,000 samples 95.9 %
-    instead of 95.6 with batches of 64, 94.2 instead of 93.8 of 1024. By rows it gained nothing.)
+    With ``per="copy"``, the total weight of a parameter grows with the number of rows that read it:
+    a larger batch moves it by the mean of what the rows ask for. With ``per="parameter"``, the
+    copies share the weight of the parameter, and a larger batch moves it by more. A weight w per
+    copy, with n rows, corresponds to a weight n w per parameter. (On MNIST, with blocks, 10 steps
+    and weights tuned for batches of 256, accuracy after 50,000 samples was 95.9 % instead of 95.6
+    with batches of 64, and 94.2 instead of 93.8 with batches of 1024. With rows there was no gain.)
 
-    A metric that is ``relative`` measures every variable in units of its own size: weights are
-    divided by the mean square of what the variable is at the start of an update. What is zero
-    counts as large as the output of the first constraint that reads it, or as what is largest.
-    Gaps and tolerances are in these units then. How large the parts of a problem are, and so fan-in
-    and fan-out, makes no difference to what solvers do: writing ``(s x) @ (w / s)`` for ``x @ w``
-    changes nothing but units. (With s = 30, alternating projections, Douglas–Rachford and the
-    difference map, which else stayed at half of what two layers were to fit, came as near as with
-    s = 1. On MNIST, whose sizes are as they should be, the best weights were 2 to 4 points ahead of
-    relative ones.)
+    A ``relative`` metric measures every variable in units of its own size: weights are divided by
+    the mean square of the variable at the start of an update. A variable that is zero counts as
+    large as the output of the first constraint that reads it, or else as the largest variable. Gaps
+    and tolerances are in these units too. The result then depends on no scale in the problem:
+    writing ``(s x) @ (w / s)`` for ``x @ w`` changes only units. (With s = 30, alternating
+    projections, Douglas–Rachford and the difference map came as near to the targets of two layers
+    as with s = 1; without it, half of the error remained. On MNIST, where sizes are similar
+    already, the best absolute weights were 2 to 4 points ahead of relative ones.)
 
     Args:
-        parameters: the weight of parameters, an inverse learning rate.
-        hidden: the weight of the outputs of constraints.
-        outputs: the weight of those among them that a loss or a set reads.
+        parameters: the weight of parameters; it acts as an inverse learning rate.
+        hidden: the weight of hidden variables, the outputs of constraints.
+        outputs: the weight of hidden variables that a loss or a set reads.
         paths: from a variable's name to a weight. A name is a path such as
             ``model.layers[0].weight`` or, for what a constraint produces, the constraint's name; a
             path also stands for everything below it, and ``*`` for any characters.
-        constraints: from a constraint's name, or such a path, to a factor of the weights of the
-            copies that it has.
-        per: what the weight of a parameter is that of: a ``"copy"``, or the ``"parameter"`` with
-            all of its copies.
-        relative: whether to divide by the mean squares of the variables. A `Sweep`, which goes by
-            the sizes of layers anyway, has no such metric.
+        constraints: from a constraint's name, or such a path, to a factor for the weights of its
+            copies.
+        per: whether the weight of a parameter is that of each ``"copy"``, or of the
+            ``"parameter"``, that is, of all copies together.
+        relative: whether to divide by the mean squares of the variables. Not for a `Sweep`, which
+            takes the sizes of layers into account by itself.
 
     Raises:
         InputError: if a weight is not a positive number; at trace time, if a path matches nothing.
@@ -75,7 +76,7 @@ class Metric(eqx.Module):
     relative: bool = False
 
     def __check_init__(self) -> None:
-        """Weights are positive numbers."""
+        """Check that weights are positive numbers."""
         named = {"parameters": self.parameters, "hidden": self.hidden, "outputs": self.outputs}
         for name, weight in (*named.items(), *self.paths.items(), *self.constraints.items()):
             check_positive(f"Metric: the weight of {name}", weight)
@@ -89,7 +90,7 @@ class Metric(eqx.Module):
             if variable.parameter:
                 weights[variable] = float(self.parameters)
             else:
-                kind = self.outputs if variable in graph.scores else self.hidden
+                kind = self.outputs if variable in graph.read_by_outputs else self.hidden
                 weights[variable] = float(kind)
         for path, weight in self.paths.items():
             found = matching("Metric", path, graph.variables, "variable")
@@ -126,7 +127,7 @@ class Metric(eqx.Module):
         }
 
     def factors(self, graph: ConsensusGraph) -> dict[Constraint, float]:
-        """By what the copies of each constraint weigh more than those of others."""
+        """The factor for the weights of each constraint's copies."""
         factors = dict.fromkeys(graph.constraints, 1.0)
         for path, factor in self.constraints.items():
             found = matching("Metric", path, graph.constraints, "constraint")
@@ -167,7 +168,7 @@ def matching(what: str, path: str, things: Sequence[Any], kind: str) -> list[Any
     """The variables or constraints that a path stands for, see `Metric`.
 
     Raises:
-        InputError: if there are none; says what asked, and for what kind of things.
+        InputError: if nothing matches; the message names ``what`` and ``kind``.
     """
     pattern = ".*".join(re.escape(part) for part in path.split("*"))
     full = re.compile(pattern + r"(?:$|[.\['].*)")

@@ -11,10 +11,12 @@ from jaxtyping import Array, ArrayLike
 from pjax_trace import _compat
 from pjax_trace.build import build_graph
 from pjax_trace.errors import InputError, TraceError
-from pjax_trace.graph import ConsensusGraph, Constraint, Variable, View
-from pjax_trace.registry import Weights
-from pjax_trace.rules.sums import identity
-from pjax_trace.trace import Value, trace_program
+from pjax_trace.graph import ConsensusGraph, Constraint
+from pjax_trace.index import Index
+from pjax_trace.program import Value
+from pjax_trace.rule import Identity, Weights
+from pjax_trace.trace import trace_program
+from pjax_trace.view import Variable, View
 
 __all__ = ["project_point"]
 
@@ -105,7 +107,7 @@ class Point:
         for operand in c.operands:
             if isinstance(operand, View):
                 point.append(operand(data, *(values[b] for b in operand.bases)))
-                metric.append(self._weight(len(metric), operand, data, weight_of))
+                metric.append(self._weight(operand, data, weight_of))
             else:
                 point.append(data[operand])
                 metric.append(None)
@@ -116,7 +118,10 @@ class Point:
         returned = mass > 0
         mass = jnp.where(returned, mass, 1)
         target = jnp.where(returned, first / mass, c.rule.apply(c.params, *point))
-        result = c.rule.project(c.params, point, target, Weights(tuple(metric), mass))
+        try:
+            result = c.rule.project(c.params, point, target, Weights(tuple(metric), mass))
+        except TraceError as error:
+            raise TraceError(f"project_point: {c.name} at {c.source}: {error}") from None
         moved = dict(values)
         for position, view in c.reads:
             moment = result.moments[position]
@@ -131,21 +136,22 @@ class Point:
                 moved[base] = jnp.where(count > 0.5, x, moved[base])
         return tuple(moved[p] for p in graph.parameters), self.view(data, result.out)
 
-    def _weight(self, position: int, view: View, data: Any, weight_of: dict[Variable, Any]) -> Any:
+    def _weight(self, view: View, data: Any, weight_of: dict[Variable, Any]) -> Any:
         """The weight of a copy ``c·x + o`` of x: that of x over c², in the copy's own units."""
-        c = self.constraint
-        plain = not view.offset and not any(rule.scales for rule in view.rules)
-        if plain and len(view.bases) == 1:
-            return weight_of[view.bases[0]]
+        c, known = self.constraint, self.graph.program.constant
+        if len(view.bases) == 1:
+            (base,) = view.bases
+            unit = 1.0 if not view.offset and not view.scales else _uniform_weight(view, known)
+            if unit is not None:  # so that a weight that is a number stays one
+                return weight_of[base] * unit
         try:  # with what is known while tracing, so that weights are known under jit
             with jax.ensure_compile_time_eval():
-                weight = _copy_weight(view, self.graph.program.known, weight_of)
+                weight = _copy_weight(view, known, weight_of)
         except KeyError:
             weight = _copy_weight(view, data, weight_of)
-        if c.rule.elementwise(c.params, c.variable, position):
+        if c.rule.elementwise:
             return weight
-        known = _compat.is_known(weight)
-        entries = np.unique(np.asarray(weight)) if known else np.zeros(0)
+        entries = np.unique(np.asarray(weight)) if _compat.is_known(weight) else np.zeros(0)
         if len(entries) == 1:
             return float(entries[0])
         raise TraceError(
@@ -154,14 +160,25 @@ class Point:
         )
 
 
+def _uniform_weight(view: View, known: Any) -> float | None:
+    """What all elements of a copy weigh if the variable weighs 1; None if they differ or may."""
+    try:
+        with jax.ensure_compile_time_eval():
+            weight = _copy_weight(view, known, dict.fromkeys(view.bases, 1.0))
+            entries = np.unique(np.asarray(weight))
+    except KeyError:
+        return None
+    return float(entries[0]) if len(entries) == 1 else None
+
+
 def _nonzero(x: Array) -> Array:
     return jnp.where(x == 0, 1, x)
 
 
 def _affine(view: View, data: Any) -> tuple[Array, Array]:
     """Slope and offset of every element of a view."""
-    offset = view(data, *(jnp.zeros(b.shape, b.dtype) for b in view.bases))
-    return view(data, *(jnp.ones(b.shape, b.dtype) for b in view.bases)) - offset, offset
+    offset = view.at_zero(data)
+    return view.slope(data, offset), offset
 
 
 def _copy_weight(view: View, data: Any, weight_of: dict[Variable, Any]) -> Array:
@@ -221,11 +238,10 @@ def _only_constraint(graph: ConsensusGraph) -> tuple[Constraint, View]:
         raise TraceError("project_point: the function's result does not depend on its operands")
     count = len(graph.constraints)
     if not count:  # a view alone: the graph of y = view(x)
-        rule, params = identity(view.shape)
         value = Value(-1, view.shape, view.out.dtype, True)
         out = Variable("identity", value, False)
-        c = Constraint("identity", rule, params, (view,), out, "the function")
-        view = View((out,), (), value)
+        c = Constraint("identity", Identity(), {}, (view,), out, "the function")
+        view = View.of(out)
     elif count > 1 or view.bases != (graph.constraints[0].out,):
         steps = "\n".join(f"  {c.label}" for c in graph.constraints)
         raise TraceError(
@@ -242,20 +258,33 @@ def _only_constraint(graph: ConsensusGraph) -> tuple[Constraint, View]:
 def _check_sharing(c: Constraint, graph: ConsensusGraph) -> None:
     """Refuse if two scalar equations read the same element."""
     expansion = c.rule.expand(c.params, c.shapes, c.variable)
-    names, start = {}, 1
-    for p in graph.parameters:
-        size = int(np.prod(p.shape))
-        names[p] = np.arange(start, start + size, dtype=np.int32).reshape(p.shape)
-        start += size
-    read = [view.elements(graph.program.known, names) for _, view in c.reads]
-    known = [a.ravel() for a in read if a is not None]
-    elements = np.concatenate(known) if known else np.zeros(0, np.int32)
-    elements = elements[elements > 0]
     shared = any(view is not None for view in expansion.views)
-    if shared or len(known) < len(read) or len(np.unique(elements)) < len(elements):
+    seen: dict[Variable, list[Index | None]] = {}
+    for _, view in c.reads:
+        index = None
+        if len(view.bases) == 1:
+            index = view.index({view.bases[0]: Index.of(view.bases[0].shape)})
+        once = _reads_once(view, graph.program.constant) if index is None else index.once
+        shared = shared or not once
+        for base in view.bases:
+            for other in seen.get(base, ()):
+                shared = shared or index is None or other is None or not index.disjoint(other)
+            seen.setdefault(base, []).append(index)
+    if shared:
         raise TraceError(
             f"project_point: the scalar equations of {c.name} at {c.source} share operands (an "
             "element is read by several of them), so the nearest point of all of them together has "
             "no closed form. Project one row at a time, or use pjax.project, in which every "
             "equation has a copy of its own"
         )
+
+
+def _reads_once(view: View, known: Any) -> bool:
+    """Whether a view reads no element twice, as far as its data are known."""
+    try:
+        with jax.ensure_compile_time_eval():
+            slope, _ = _affine(view, known)
+            counts = view.pull(known, jnp.where(slope == 0, 0, 1 / _nonzero(slope)))
+            return not any(np.any(np.asarray(count) > 1.5) for count in counts)
+    except KeyError:
+        return False

@@ -1,24 +1,52 @@
-"""Weights and activations of few levels."""
+"""Weights and activations of few levels.
+
+To JAX `quantize` is an ordinary function. In a traced program it is one equation of a primitive of
+its own, whose rule is in the library, where those of all primitives are.
+"""
 
 import operator
+from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from pjax_trace import _compat
-from pjax_trace.calls import call, function_p
 from pjax_trace.errors import InputError
-from pjax_trace.rules import discrete
 
-__all__ = ["quantize"]
+__all__ = ["quantize", "quantize_p"]
+
+
+def _quantized(x: Array, unit: Array, *, levels: int) -> list[Array]:
+    """The nearest of ``levels`` levels, ``unit`` apart and symmetric about 0; up at ties."""
+    top = (levels - 1) / 2
+    shift = top % 1  # of the levels from integers
+    level = jnp.floor(x / unit + (0.5 - shift)) + shift
+    return [unit * jnp.clip(level, -top, top)]
+
+
+def _batch(
+    operands: Sequence[Any], dims: Sequence[Any], params: dict[str, Any]
+) -> tuple[list[Any], list[int]]:
+    """Elementwise in the batch, too: operands keep one rank, and the output has the shape of x."""
+    sizes = [x.shape[d] for x, d in zip(operands, dims, strict=True) if isinstance(d, int)]
+    x, unit = (
+        jnp.moveaxis(a, d, 0) if isinstance(d, int) else jnp.expand_dims(a, 0)
+        for a, d in zip(operands, dims, strict=True)
+    )
+    x = jnp.broadcast_to(x, (sizes[0], *x.shape[1:]))
+    return quantize_p.bind(x, unit, **params), [0]
+
+
+quantize_p = _compat.new_primitive("quantize", implementation=_quantized, batch=_batch)
 
 
 def quantize(x: Float[Array, "..."], levels: int, scale: ArrayLike = 1.0) -> Float[Array, "..."]:
     """Round to the nearest of equally spaced levels in ``[−scale, scale]``, elementwise.
 
-    Two levels are binary, three ternary, 256 an 8-bit number. What is beyond the outermost level
-    is rounded to it; halfway between two, up.
+    Two levels give binary values, three ternary ones, and 256 an 8-bit number. Elements beyond the
+    outermost level are rounded to it, and elements halfway between two levels to the upper one.
 
     To JAX it is an ordinary function, whose derivative by ``x`` is zero. In a function that
     `pjax_trace.project` solves it is a constraint, projected onto exactly, so that weights and
@@ -27,8 +55,8 @@ def quantize(x: Float[Array, "..."], levels: int, scale: ArrayLike = 1.0) -> Flo
     Args:
         x: a floating-point array.
         levels: how many, at least 2; static.
-        scale: the outermost level, positive; an array broadcasts to ``x``. It must be data, not
-            what a solver moves.
+        scale: the outermost level, positive; an array broadcasts to ``x``. In a function that
+            `pjax_trace.project` solves it must be data, not what a solver moves.
 
     Returns:
         An array like ``x``.
@@ -74,5 +102,4 @@ def quantize(x: Float[Array, "..."], levels: int, scale: ArrayLike = 1.0) -> Flo
             raise InputError("quantize: scale must be positive and finite")
     unit = outermost / np.asarray((count - 1) / 2, x.dtype)
     unit = jnp.asarray(unit).reshape((1,) * (x.ndim - outermost.ndim) + outermost.shape)
-    params = (("levels", count),)
-    return call(function_p, discrete.QUANTIZE, x, unit, name="quantize", params=params)
+    return quantize_p.bind(x, unit, levels=count)[0]

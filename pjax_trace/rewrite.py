@@ -1,10 +1,11 @@
-"""Passes from graph to graph."""
+"""Folding: constraints that do the work of what only they read."""
 
 import dataclasses
 from typing import Any
 
-from pjax_trace.graph import ConsensusGraph, Constraint, View
-from pjax_trace.registry import Layout
+from pjax_trace.graph import ConsensusGraph, Constraint
+from pjax_trace.registry import fold_of
+from pjax_trace.view import Variable, View
 
 __all__ = ["absorb_producers"]
 
@@ -14,22 +15,56 @@ def absorb_producers(graph: ConsensusGraph) -> ConsensusGraph:
 
     So ``x @ w + b`` becomes one constraint with a product and an addend. The value must have one
     reader, through a view that only renames its elements; and no variable may be read twice by the
-    merged constraint, which would no longer have independent copies.
+    merged constraint, which would no longer have independent copies. Each constraint is looked at
+    once, in program order, so that its producers have been folded already.
     """
-    constraints = list(graph.constraints)
-    changed = True
-    while changed:
-        changed = False
-        graph = dataclasses.replace(graph, constraints=tuple(constraints))
-        for c in graph.constraints:
-            merged = _merge(graph, c)
-            if merged is not None:
-                new, producer = merged
-                constraints[constraints.index(c)] = new
-                constraints.remove(producer)
-                changed = True
-                break
-    return _named_alike(graph)
+    folding = _Folding(graph)
+    for place in range(len(graph.constraints)):
+        folding.fold(place)
+    kept = tuple(c for c in folding.places if c is not None)
+    return _named_alike(dataclasses.replace(graph, constraints=kept))
+
+
+class _Folding:
+    """The constraints by place, with what produces and how many read each variable."""
+
+    def __init__(self, graph: ConsensusGraph):
+        self.places: list[Constraint | None] = list(graph.constraints)
+        self.place_of = {c.out: i for i, c in enumerate(graph.constraints) if c.out is not None}
+        self.readers = {v: len(edges) for v, edges in graph.readers.items()}
+        # Without output constraints, what the function returns is what it is for.
+        results = () if any(c.out is None for c in graph.constraints) else graph.outputs
+        self.returned = {base for view in results if view is not None for base in view.bases}
+
+    def fold(self, place: int) -> None:
+        """Fold all that can be folded into the constraint in a place."""
+        while (c := self.places[place]) is not None and (merged := self._merge(c)) is not None:
+            self.places[place], out = merged
+            self.places[self.place_of.pop(out)] = None
+
+    def _merge(self, c: Constraint) -> tuple[Constraint, Variable] | None:
+        """The constraint with one producer folded in, and that producer's output."""
+        fold = fold_of(c.rule)
+        for position, view in c.reads if fold is not None else ():
+            base = view.bases[0]
+            if base not in self.place_of or self.readers[base] > 1 or base in self.returned:
+                continue
+            producer, layout = self.places[self.place_of[base]], view.layout
+            if producer is None or layout is None or fold is None:
+                continue
+            others = {b for i, v in c.reads if i != position for b in v.bases}
+            inner = {b for _, v in producer.reads for b in v.bases}
+            if not others.isdisjoint(inner):
+                continue
+            params = fold(c.params, position, (producer.rule, producer.params), layout)
+            if params is not None:
+                operands = c.operands[:position] + producer.operands + c.operands[position + 1 :]
+                folded = (*producer.folded, *c.folded, c.label)
+                merged = dataclasses.replace(
+                    c, name=producer.name, params=params, operands=operands, folded=folded
+                )
+                return merged, base
+        return None
 
 
 def _named_alike(graph: ConsensusGraph) -> ConsensusGraph:
@@ -40,7 +75,7 @@ def _named_alike(graph: ConsensusGraph) -> ConsensusGraph:
     def follow(operand: Any) -> Any:
         for base in operand.bases if isinstance(operand, View) else ():
             if base in renamed:
-                operand = operand.with_base(base, renamed[base])
+                operand = operand.through(base, View.of(renamed[base]))
         return operand
 
     constraints = tuple(
@@ -51,30 +86,3 @@ def _named_alike(graph: ConsensusGraph) -> ConsensusGraph:
     )
     views = tuple(map(follow, graph.outputs))
     return dataclasses.replace(graph, constraints=constraints, outputs=views)
-
-
-def _merge(graph: ConsensusGraph, c: Constraint) -> tuple[Constraint, Constraint] | None:
-    # Without output constraints, what the function returns is what it is for.
-    results = () if any(c.out is None for c in graph.constraints) else graph.outputs
-    returned = {base for view in results if view is not None for base in view.bases}
-    for position, view in c.reads:
-        producer = graph.producers.get(view.bases[0])
-        if producer is None or not view.permutation or len(graph.readers[view.bases[0]]) > 1:
-            continue
-        if view.bases[0] in returned:
-            continue
-        others = {b for i, v in c.reads if i != position for b in v.bases}
-        inner = {b for _, v in producer.reads for b in v.bases}
-        if not others.isdisjoint(inner):
-            continue
-        # The permutation's equations need no data, so the view is a function of the base alone.
-        layout = Layout(lambda x, v=view: v({}, x), view.bases[0].shape, view.shape)
-        params = c.rule.absorb(c.params, position, (producer.rule, producer.params), layout)
-        if params is not None:
-            operands = c.operands[:position] + producer.operands + c.operands[position + 1 :]
-            folded = (*producer.folded, *c.folded, c.label)
-            merged = dataclasses.replace(
-                c, name=producer.name, params=params, operands=operands, folded=folded
-            )
-            return merged, producer
-    return None

@@ -4,46 +4,17 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-__all__ = ["Implicit", "Matrix", "Ridge", "solve_ridge"]
+from pjax_trace.linear import Implicit, Matrix
+
+__all__ = ["Ridge", "solve_ridge"]
 
 _ROWS, _ROWS_PER_COLUMN = 1024, 4  # to estimate XᵀX from, whichever is more
-
-
-class Implicit(eqx.Module):
-    """A matrix that need not be made: linear in its arrays, whose first axis goes with its rows."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        raise NotImplementedError
-
-    def squares(self) -> Float[Array, "columns"]:
-        """The squared length of every column."""
-        raise NotImplementedError
-
-    def transposed_times(
-        self, target: Float[Array, "rows features"]
-    ) -> Float[Array, "columns features"]:
-        """The transpose times an array."""
-        raise NotImplementedError
-
-    def take(self, rows: Int[np.ndarray, "some"]) -> Float[Array, "some columns"]:
-        """Some rows."""
-        raise NotImplementedError
-
-    def made(self) -> Float[Array, "rows columns"]:
-        """All of it."""
-        raise NotImplementedError
-
-
-Matrix = Float[Array, "rows columns"] | Implicit
 
 
 class _Made(Implicit):
@@ -53,24 +24,19 @@ class _Made(Implicit):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """That of the array."""
         rows, columns = self.array.shape
         return rows, columns
 
     def squares(self) -> Float[Array, "columns"]:
-        """Sums."""
         return jnp.sum(jnp.square(self.array), 0)
 
     def transposed_times(self, target: Array) -> Array:
-        """A product."""
         return self.array.T @ target
 
     def take(self, rows: np.ndarray) -> Array:
-        """Indexed."""
         return self.array[rows]
 
     def made(self) -> Array:
-        """Itself."""
         return self.array
 
 
@@ -86,8 +52,9 @@ def solve_ridge(
     target: Float[Array, "rows features"],
     damping: float,
     rank: int | None = None,
+    count: Any = None,
 ) -> Ridge:
-    """``(XᵀX + ω I)⁻¹ Xᵀ T`` with ``ω = damping · tr(XᵀX) / rows``, X the matrices side by side.
+    """``(XᵀX + ω I)⁻¹ Xᵀ T`` with ``ω = damping · tr(XᵀX) / count``, X the matrices side by side.
 
     Exact on the smaller side of X by Cholesky, or with approximations of XᵀX (of no other part):
 
@@ -104,6 +71,7 @@ def solve_ridge(
         target: the right side.
         damping: not negative.
         rank: of the approximation; None to be exact everywhere, from all rows.
+        count: how many rows are meant, if not all of them; some may stand for others.
 
     Returns:
         The solution.
@@ -122,7 +90,7 @@ def solve_ridge(
     squares = jnp.concatenate([m.squares() for m in parts])
     trace = jnp.sum(squares)
     trace = jnp.where(trace > 0, trace, 1)
-    ridge = damping * trace / rows
+    ridge = damping * trace / (rows if count is None else jnp.asarray(count, trace.dtype))
     enough = rows if rank is None else max(_ROWS, _ROWS_PER_COLUMN * columns)
     if rank is not None and rank < columns and rows <= damping * columns:
         solution, gains = _of_low_rank([m.made() for m in parts], target, ridge, trace, rank)
@@ -172,7 +140,8 @@ def _of_low_rank(
     """``Xᵀ (T − S Z) / ω``: what the large eigenvalues change is taken off the right side."""
     columns = sum(m.shape[1] for m in matrices)
     eps = float(jnp.finfo(target.dtype).eps)
-    test = np.random.default_rng(0).normal(size=(columns, rank))
+    # Orthonormal, else the core is as badly conditioned as a random matrix that is nearly square.
+    test, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(columns, rank)))
     test = jnp.asarray(test.astype(target.dtype))
     seen = _times(matrices, test)
     # Without a shift the core would be singular to rounding; it is nothing beside the ridge.

@@ -1,9 +1,10 @@
-"""Constraint sets for `pjax_trace.constrain`, and the base class of your own.
+"""Constraint sets for `pjax_trace.constrain`, and the base class for sets of your own.
 
-A set is a pytree: its arrays are data of the traced function, and may be traced themselves.
+A set is a pytree. Its arrays are data of the traced function, and may be traced values.
 """
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -19,7 +20,12 @@ __all__ = ["Ball", "Box", "Equal", "NonNegative", "Set"]
 
 
 class Set(eqx.Module):
-    """A closed set of arrays; subclass it and define `project`, nothing else.
+    """A closed set of arrays: a subclass defines `project`, and says so if it is `convex`.
+
+    Attributes:
+        convex: whether the set is known to be convex; a sweep moves a parameter within a convex
+            set, and keeps a latent point beside it for others (discrete values, sparsity patterns),
+            of which the user gets the projection.
 
     Example:
         >>> import jax.numpy as jnp
@@ -31,12 +37,14 @@ class Set(eqx.Module):
         Array([0., 3.], dtype=float32)
     """
 
+    convex: ClassVar[bool] = False
+
     @abc.abstractmethod
     def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """``argmin_{y in self} |y - x|^2``, of the shape and dtype of x."""
+        """The nearest point, ``argmin_{y in self} |y - x|^2``, in the shape and dtype of x."""
 
     def fits(self, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> None:
-        """Checks, without computing anything, that arrays of this shape can be projected.
+        """Check, from shapes alone, that arrays of this shape can be projected.
 
         Raises:
             InputError: if `project` fails on such an array or answers with another shape.
@@ -51,7 +59,7 @@ class Set(eqx.Module):
 
 
 class Equal(Set):
-    """``{value}``: x is pinned.
+    """The set ``{value}``: x is fixed to a value.
 
     Args:
         value: broadcasts to the shape of x.
@@ -66,22 +74,23 @@ class Equal(Set):
         Array([0.5, 0.5], dtype=float32)
     """
 
+    convex: ClassVar[bool] = True
     value: ArrayLike
 
     def __check_init__(self):
         _no_nan(self, value=self.value)
 
     def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """``value``."""
+        """The nearest point: ``value``."""
         return _broadcast("value", self.value, x, x.shape)
 
 
 class Box(Set):
-    """``{y : lower <= y <= upper}``.
+    """The box ``{y : lower <= y <= upper}``, elementwise.
 
     Args:
-        lower: broadcasts to the shape of x; ``-inf`` is no bound.
-        upper: broadcasts to the shape of x; ``inf`` is no bound.
+        lower: the lower bound; broadcasts to the shape of x. ``-inf`` means no bound.
+        upper: the upper bound; broadcasts to the shape of x. ``inf`` means no bound.
 
     Raises:
         InputError: if a bound is NaN or a lower bound exceeds its upper bound.
@@ -93,6 +102,7 @@ class Box(Set):
         Array([-1. ,  0.5,  7. ], dtype=float32)
     """
 
+    convex: ClassVar[bool] = True
     lower: ArrayLike
     upper: ArrayLike
 
@@ -102,7 +112,7 @@ class Box(Set):
             raise InputError(f"Box is empty: lower {self.lower} exceeds upper {self.upper}")
 
     def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """``min(max(x, lower), upper)``."""
+        """The nearest point: ``min(max(x, lower), upper)``."""
         lower = _broadcast("lower", self.lower, x, x.shape)
         upper = _broadcast("upper", self.upper, x, x.shape)
         # An empty box, where its bounds were not known before, must not pass for satisfied.
@@ -110,7 +120,7 @@ class Box(Set):
 
 
 class NonNegative(Set):
-    """``{y : y >= 0}``.
+    """The nonnegative orthant, ``{y : y >= 0}``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -119,20 +129,22 @@ class NonNegative(Set):
         Array([0. , 0.5], dtype=float32)
     """
 
+    convex: ClassVar[bool] = True
+
     def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """``max(x, 0)``."""
+        """The nearest point: ``max(x, 0)``."""
         return jnp.maximum(x, 0)
 
 
 class Ball(Set):
-    """``{y : |y - center|_2 <= radius}``, the Euclidean ball, or one for every slice of x.
+    """The Euclidean ball ``{y : |y - center|_2 <= radius}``, or one ball for every slice of x.
 
     Args:
         radius: not negative. With ``axis=None`` a scalar; otherwise it broadcasts to the shape of
             x with size 1 along ``axis``.
         center: broadcasts to the shape of x.
-        axis: ``None``, and the whole array is one vector; or the axes along which every slice is a
-            vector with a ball of its own.
+        axis: with ``None``, the whole array is one vector. Otherwise every slice along these axes
+            is a vector with a ball of its own.
 
     Raises:
         InputError: if the radius is negative, or the radius or the center is NaN.
@@ -145,6 +157,7 @@ class Ball(Set):
                [0.5, 0. ]], dtype=float32)
     """
 
+    convex: ClassVar[bool] = True
     radius: ArrayLike
     center: ArrayLike = 0.0
     axis: int | tuple[int, ...] | None = eqx.field(default=None, static=True)
@@ -155,7 +168,7 @@ class Ball(Set):
             raise InputError(f"Ball has a negative radius: {self.radius}")
 
     def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """``center + (x - center) * min(1, radius / |x - center|)``."""
+        """The nearest point: ``center + (x - center) * min(1, radius / |x - center|)``."""
         center = _broadcast("center", self.center, x, x.shape)
         d = x - center
         # |d|, scaled so that no square overflows or vanishes.

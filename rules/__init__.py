@@ -2,10 +2,14 @@
 
 from pjax_trace.rules import activations as activations
 from pjax_trace.rules import complex as complex
-from pjax_trace.rules import composites as composites
-from pjax_trace.rules import discrete as discrete
 from pjax_trace.rules import elementwise as elementwise
-from pjax_trace.rules import extremum as extremum
 from pjax_trace.rules import linear as linear
-from pjax_trace.rules import sums as sums
+from pjax_trace.rules import logic as logic
+from pjax_trace.rules import maximum as maximum
+from pjax_trace.rules import norms as norms
+from pjax_trace.rules import pooling as pooling
+from pjax_trace.rules import softmax as softmax
+from pjax_trace.rules import sorting as sorting
+from pjax_trace.rules import staircase as staircase
+from pjax_trace.rules import sum_primitives as sum_primitives
 from pjax_trace.rules import views as views

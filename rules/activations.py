@@ -16,8 +16,9 @@ from jax.scipy.stats import norm
 from jaxtyping import Array
 
 from pjax_trace.registry import Case, register_function
-from pjax_trace.rules.curves import Curve, nearest_on_lines
-from pjax_trace.rules.elementwise import CurveRule, Elementwise
+from pjax_trace.rules.closed_forms import nearest_on_lines
+from pjax_trace.rules.curves import Curve
+from pjax_trace.rules.elementwise import Elementwise, curve_rule
 
 __all__ = ["CURVES", "LINES", "RULES"]
 
@@ -108,8 +109,11 @@ LINES: dict[Function, tuple[tuple[float, ...], tuple[float, ...], tuple[float, f
 }
 
 RULES: dict[Function, Elementwise] = {
-    **{f: CurveRule(f, curve) for f, curve in CURVES.items()},
-    **{f: Elementwise(f, partial(nearest_on_lines, *line)) for f, line in LINES.items()},
+    **{f: curve_rule(f, curve) for f, curve in CURVES.items()},
+    **{
+        f: Elementwise(f, partial(nearest_on_lines, *line), kinked={0.0, 1.0}.issuperset(line[1]))
+        for f, line in LINES.items()
+    },
 }
 
 

@@ -15,18 +15,12 @@ from jax import lax
 from jaxtyping import Array
 
 from pjax_trace import _compat
-from pjax_trace.calls import call, function_p
-from pjax_trace.registry import (
-    Case,
-    Projection,
-    Rule,
-    Weights,
-    projection_of,
-    register_paired,
-    register_rule,
-)
+from pjax_trace.custom import call, function_p
+from pjax_trace.registry import Case, register_paired, register_rule
+from pjax_trace.rule import Arrays, Params, Projection, Rule, Weights, projection_of
+from pjax_trace.translation import Outcome, Refuse, Translation
 
-__all__ = ["MAGNITUDE", "Magnitude", "OnPairs"]
+__all__ = ["MAGNITUDE", "Magnitude"]
 
 
 class Magnitude(Rule):
@@ -39,14 +33,10 @@ class Magnitude(Rule):
     family = "elementwise"
     exactness = "exact, closed form"
 
-    def apply(self, params: dict[str, Any], *operands: Array) -> Array:
-        """The magnitude, without overflow."""
+    def apply(self, params: Params, *operands: Array) -> Array:
         return jnp.hypot(*operands[0])
 
-    def project(
-        self, params: dict[str, Any], operands: Sequence[Array], out: Array, weights: Weights
-    ) -> Projection:
-        """Along the ray."""
+    def project(self, params: Params, operands: Arrays, out: Array, weights: Weights) -> Projection:
         (x,), (weight,) = operands, weights.operands
         size = jnp.hypot(*x)
         nearest = jnp.maximum((weight * size + weights.out * out) / (weight + weights.out), 0)
@@ -60,17 +50,6 @@ class Magnitude(Rule):
 MAGNITUDE = Magnitude()
 
 
-class OnPairs(Rule):
-    """A primitive that is of use on complex values only; all of it is in what it does to pairs."""
-
-    def __init__(self, family: str):
-        self.family = family  # pyright: ignore[reportAttributeAccessIssue]
-
-    def supports(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
-        """Complex values never come here."""
-        return False
-
-
 def as_pair(x: Array) -> Array:
     """Complex data as a pair; pairs as they are."""
     return jnp.stack([jnp.real(x), jnp.imag(x)]) if jnp.iscomplexobj(x) else x
@@ -79,7 +58,7 @@ def as_pair(x: Array) -> Array:
 def alike(primitive: Any) -> Callable[..., Any]:
     """What a primitive that is linear in its complex operands does: the same to both parts."""
 
-    def function(params: dict[str, Any], pairs: Sequence[bool], *operands: Array) -> list[Array]:
+    def function(params: Params, pairs: Sequence[bool], *operands: Array) -> list[Array]:
         split = [p or jnp.iscomplexobj(x) for p, x in zip(pairs, operands, strict=True)]
         axes = [0 if part else None for part in split]
         mapped = jax.vmap(functools.partial(_compat.bind, primitive, params), axes)
@@ -96,7 +75,7 @@ def _matrix(kind: str, size: int, dtype: Any) -> np.ndarray:
     return (full / (size if kind == "IFFT" else 1)).astype(dtype)
 
 
-def _fourier(params: dict[str, Any], x: Array) -> Array:
+def _fourier(params: Params, x: Array) -> Array:
     """Along the last axes, one after the other, each a product with data."""
     kind, lengths = params["fft_type"].name, [int(n) for n in params["fft_lengths"]]
     axes = list(range(-len(lengths), 0))
@@ -144,25 +123,25 @@ def _complex_case(function: Callable[..., Array]) -> Case:
     return Case(lambda x, y: function(lax.complex(x, y)), ((3,), (3,)))
 
 
-def _product(params: dict[str, Any], pairs: Sequence[bool], u: Array, v: Array) -> Array:
+def _product(params: Params, pairs: Sequence[bool], u: Array, v: Array) -> Array:
     u, v = as_pair(u), as_pair(v)
     return jnp.stack([u[0] * v[0] - u[1] * v[1], u[0] * v[1] + u[1] * v[0]])
 
 
-def _quotient(params: dict[str, Any], pairs: Sequence[bool], u: Array, v: Array) -> Array:
+def _quotient(params: Params, pairs: Sequence[bool], u: Array, v: Array) -> Array:
     if not pairs[1]:
         return _product(params, pairs, u, 1 / v)
     product = _product(params, pairs, u, jnp.stack([v[0], -v[1]]))
     return product / (jnp.square(v[0]) + jnp.square(v[1]))[None]
 
 
-def _contraction(params: dict[str, Any], pairs: Sequence[bool], u: Array, v: Array) -> Array:
+def _contraction(params: Params, pairs: Sequence[bool], u: Array, v: Array) -> Array:
     u, v = as_pair(u), as_pair(v)
     dot = functools.partial(lax.dot_general, dimension_numbers=params["dimension_numbers"])
     return jnp.stack([dot(u[0], v[0]) - dot(u[1], v[1]), dot(u[0], v[1]) + dot(u[1], v[0])])
 
 
-def _convert(params: dict[str, Any], pairs: Sequence[bool], x: Array) -> Array:
+def _convert(params: Params, pairs: Sequence[bool], x: Array) -> Array:
     dtype = params["new_dtype"]
     if not jnp.issubdtype(dtype, jnp.complexfloating):
         return x[0].astype(dtype)
@@ -190,30 +169,38 @@ register_paired(
 )
 register_paired(lax.fft_p, lambda params, pairs, x: _fourier(params, x))
 
+
+def _on_pairs(*_: Any) -> Outcome:
+    """Of complex values, what is said of pairs comes first; of others there is nothing to do."""
+    return Refuse("it is of use on complex values only, which are pairs of reals")
+
+
+_VIEW = Translation(_on_pairs, family="view")
+
 register_rule(
     lax.complex_p,
-    OnPairs("view"),
+    _VIEW,
     cases=[_complex_case(lambda u: jnp.real(u) + jnp.imag(u))],
     note="complex values are pairs of reals",
 )
 register_rule(
     lax.real_p,
-    OnPairs("view"),
+    _VIEW,
     cases=[_complex_case(jnp.real)],
 )
 register_rule(
     lax.imag_p,
-    OnPairs("view"),
+    _VIEW,
     cases=[_complex_case(jnp.imag)],
 )
 register_rule(
     lax.conj_p,
-    OnPairs("view"),
+    _VIEW,
     cases=[_complex_case(lambda u: jnp.imag(jnp.conj(u)))],
 )
 register_rule(
     lax.fft_p,
-    OnPairs("sum"),
+    Translation(_on_pairs, family="sum"),
     cases=[
         Case(lambda x: jnp.abs(jnp.fft.rfft(x)), ((5,),)),
         Case(lambda x, y: jnp.abs(jnp.fft.fft(lax.complex(x, y))), ((4,), (4,))),

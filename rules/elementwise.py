@@ -5,28 +5,18 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from pjax_trace.registry import (
-    HEAVY,
-    Case,
-    Projection,
-    Refusal,
-    Request,
-    Rule,
-    Weights,
-    evaluate,
-    projection_of,
-    register_rule,
-)
-from pjax_trace.rules import curves
+from pjax_trace.registry import Case, evaluate, register_rule
+from pjax_trace.rule import Arrays, Flags, Params, Projection, Rule, Weights, projection_of
+from pjax_trace.rules import closed_forms, curves
+from pjax_trace.translation import Outcome, Project, Refusal, Rewrite, Translation
 
-__all__ = ["CurveRule", "Elementwise", "IntegerPower", "Power", "Smooth"]
+__all__ = ["CURVES", "REFUSED", "Elementwise", "curve_rule"]
 
-Nearest = Callable[..., Array]
+_GLOBAL = "global, to rounding"
 
 
 class Elementwise(Rule):
@@ -36,129 +26,84 @@ class Elementwise(Rule):
         function: ``f(x, *data, **params)``; anything elementwise.
         nearest: ``nearest(x0, z0, ω_x, ω_z, *data) -> x'``, the argmin over x of
             ``ω_x (x − x0)² + ω_z (f(x) − z0)²``, elementwise.
+        exactness: for the coverage table.
+        kinked: see `pjax_trace.Rule`.
     """
 
     family = "elementwise"
+    movable = 1
+    elementwise = True
 
-    def __init__(self, function: Callable[..., Array], nearest: Nearest):
+    def __init__(
+        self,
+        function: Callable[..., Array],
+        nearest: Callable[..., Array],
+        exactness: str = "exact",
+        kinked: bool = False,
+    ):
         self._function = function
         self._nearest = nearest
+        self.exactness = exactness  # pyright: ignore[reportAttributeAccessIssue]
+        self.kinked = kinked  # pyright: ignore[reportAttributeAccessIssue]
 
-    def supports(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
-        """One variable, the rest data."""
-        return variable[0] and not any(variable[1:])
-
-    def elementwise(self, params: dict[str, Any], variable: Sequence[bool], position: int) -> bool:
-        """Elements do not know of each other."""
-        return True
-
-    def apply(self, params: dict[str, Any], *operands: Array) -> Array:
-        """The function."""
+    def apply(self, params: Params, *operands: Array) -> Array:
         return self._function(*operands, **params)
 
-    def project(
-        self, params: dict[str, Any], operands: Sequence[Array], out: Array, weights: Weights
-    ) -> Projection:
-        """Every element by itself."""
-        return self.project_by(self._nearest, params, operands, out, weights)
-
-    def project_by(
-        self,
-        nearest: Nearest,
-        params: dict[str, Any],
-        operands: Sequence[Array],
-        out: Array,
-        weights: Weights,
-    ) -> Projection:
-        """With this function for the nearest points."""
+    def project(self, params: Params, operands: Arrays, out: Array, weights: Weights) -> Projection:
         x, *data = operands
-        weight = weights.operands[0]
-        moved = nearest(x, out, weight, weights.out, *data)
+        moved = self._nearest(x, out, weights.operands[0], weights.out, *data)
         moved_out = self.apply(params, moved, *data)
         return projection_of(operands, out, weights, (moved, *data), moved_out)
 
 
-class Smooth(Elementwise):
-    """An elementwise function with a derivative."""
-
-    def hand_over(
-        self, params: dict[str, Any], operands: Sequence[Array], request: Request
-    ) -> tuple[Any, ...]:
-        """That of the tangent, from which so near a target cannot tell the curve."""
-        x, *data = operands
-        _, slope = jax.jvp(lambda x: self.apply(params, x, *data), (x,), (jnp.ones_like(x),))
-        share = (HEAVY + 1) * slope / (HEAVY + jnp.square(slope))
-        return (jnp.where(jnp.isfinite(share), share, 0) * request.residual, *(None for _ in data))
-
-
-class CurveRule(Smooth):
-    """An elementwise function given by its `pjax_trace.rules.curves.Curve`.
+def curve_rule(function: Callable[..., Array], curve: curves.Curve) -> Elementwise:
+    """The rule of an elementwise function of one array that is given by its curve.
 
     Args:
-        function: a primitive, or any JAX function of one array.
+        function: ``function(x, **params)``.
         curve: its graph.
     """
-
-    exactness = "global, to rounding"
-
-    def __init__(self, function: Any, curve: curves.Curve):
-        super().__init__(
-            function if callable(function) else evaluate(function),  # pyright: ignore
-            lambda x, z, wx, wz: curves.nearest_on_curve(curve, x, z, wx, wz),
-        )
+    nearest = functools.partial(curves.nearest_on_curve, curve)
+    return Elementwise(function, nearest, _GLOBAL)
 
 
-class IntegerPower(Smooth):
-    """integer_pow: the square and the identity by rewriting, any other exponent as a curve."""
-
-    exactness = "global, to rounding"
-
-    def __init__(self) -> None:
-        super().__init__(evaluate(lax.integer_pow_p), curves.nearest_square)
-
-    def rewrite(
-        self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]
-    ) -> Callable[..., Array] | None:
-        """``x ** 2`` is a square, ``x ** 1`` is x and ``x ** 0`` is one."""
-        return {0: jnp.ones_like, 1: lambda x: x, 2: lax.square}.get(int(params["y"]))
-
-    def project(
-        self, params: dict[str, Any], operands: Sequence[Array], out: Array, weights: Weights
-    ) -> Projection:
-        """Every element by itself."""
-        nearest = functools.partial(curves.nearest_on_power, int(params["y"]))
-        return self.project_by(nearest, params, operands, out, weights)
+@functools.cache  # so that equal constraints have equal rules
+def _integer_power_rule(exponent: int) -> Elementwise:
+    nearest = functools.partial(closed_forms.nearest_on_power, exponent)
+    return Elementwise(evaluate(lax.integer_pow_p), nearest, _GLOBAL)
 
 
-class Power(Smooth):
-    """pow: of a variable to a power that is data; other powers are exponentials of products."""
+def _integer_power(params: Params, _: Sequence[Any], variable: Flags) -> Outcome:
+    """``x ** 2`` is a square, ``x ** 1`` is x and ``x ** 0`` is one; the others are curves."""
+    exponent = int(params["y"])
+    simpler = {0: jnp.ones_like, 1: lambda x: x, 2: lax.square}.get(exponent)
+    if simpler is not None:
+        return Rewrite(simpler)
+    return Project(_integer_power_rule(exponent), params)
 
-    exactness = "global, to rounding"
 
-    def __init__(self) -> None:
-        super().__init__(
-            lambda x, y, **_: lax.pow(x, y),
-            lambda x, z, wx, wz, y: curves.nearest_on_power(
-                jnp.broadcast_to(y, x.shape).astype(x.dtype), x, z, wx, wz
-            ),
-        )
+def _nearest_on_power(x: Array, z: Array, wx: Any, wz: Any, exponent: Array) -> Array:
+    exponent = jnp.broadcast_to(exponent, x.shape).astype(x.dtype)
+    return closed_forms.nearest_on_power(exponent, x, z, wx, wz)
 
-    def rewrite(
-        self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]
-    ) -> Callable[..., Array] | None:
-        """``aˣ = exp(x log a)``, for positive a; both of one shape."""
-        x, y = operands
-        shape = jnp.broadcast_shapes(x.shape, y.shape)
 
-        def exponential(x: Array, y: Array) -> Array:
-            x, y = (jnp.broadcast_to(a, shape) for a in (x, y))
-            return jnp.exp(y * jnp.log(x))
+_POWER = Elementwise(lambda x, y, **_: lax.pow(x, y), _nearest_on_power, _GLOBAL)
 
-        if variable[1]:
-            return exponential
-        if x.shape != shape:
-            return lambda x, y: lax.pow(jnp.broadcast_to(x, shape), y)
-        return None
+
+def _power(params: Params, operands: Sequence[Any], variable: Flags) -> Outcome:
+    """A power that is data is a curve; any other, ``aˣ = exp(x log a)``, is for positive a."""
+    x, y = operands
+    shape = jnp.broadcast_shapes(x.shape, y.shape)
+
+    def exponential(x: Array, y: Array) -> Array:
+        x, y = (jnp.broadcast_to(a, shape) for a in (x, y))
+        return jnp.exp(y * jnp.log(x))
+
+    if variable[1]:
+        return Rewrite(exponential)
+    if x.shape != shape:
+        return Rewrite(lambda x, y: lax.pow(jnp.broadcast_to(x, shape), y))
+    return Project(_POWER, params)
 
 
 def _log(z: Array) -> Array:
@@ -256,46 +201,46 @@ CURVES: dict[Any, tuple[curves.Curve, float, float]] = {
 }
 for primitive, (curve, centre, scale) in CURVES.items():
     case = Case(getattr(lax, str(primitive)), ((3,),), scale, centre)
-    register_rule(primitive, CurveRule(evaluate(primitive), curve), cases=[case])
+    register_rule(primitive, curve_rule(evaluate(primitive), curve), cases=[case])
 
 
 def _nearest_cube_root(x: Array, z: Array, wx: Any, wz: Any) -> Array:
-    return curves.nearest_on_power(1 / 3, x, z, wx, wz, odd=True)
+    return closed_forms.nearest_on_power(1 / 3, x, z, wx, wz, odd=True)
 
 
 register_rule(
     lax.abs_p,
-    Elementwise(evaluate(lax.abs_p), curves.nearest_abs),
+    Elementwise(evaluate(lax.abs_p), closed_forms.nearest_abs),
     cases=[Case(lax.abs, ((3,),))],
 )
 register_rule(
     lax.square_p,
-    Smooth(evaluate(lax.square_p), curves.nearest_square),
+    Elementwise(evaluate(lax.square_p), closed_forms.nearest_square),
     cases=[Case(lax.square, ((3,),))],
 )
 register_rule(
     lax.sqrt_p,
-    Smooth(evaluate(lax.sqrt_p), functools.partial(curves.nearest_on_power, 0.5)),
+    Elementwise(evaluate(lax.sqrt_p), functools.partial(closed_forms.nearest_on_power, 0.5)),
     cases=[Case(lax.sqrt, ((3,),), 0.4, 5.0)],
 )
 register_rule(
     lax.rsqrt_p,
-    Smooth(evaluate(lax.rsqrt_p), functools.partial(curves.nearest_on_power, -0.5)),
+    Elementwise(evaluate(lax.rsqrt_p), functools.partial(closed_forms.nearest_on_power, -0.5)),
     cases=[Case(lax.rsqrt, ((3,),), 0.4, 5.0)],
 )
 register_rule(
     lax.cbrt_p,
-    Smooth(evaluate(lax.cbrt_p), _nearest_cube_root),
+    Elementwise(evaluate(lax.cbrt_p), _nearest_cube_root),
     cases=[Case(lax.cbrt, ((3,),))],
 )
 register_rule(
     lax.tan_p,
-    Smooth(evaluate(lax.tan_p), curves.nearest_on_tan),
+    Elementwise(evaluate(lax.tan_p), closed_forms.nearest_on_tan),
     cases=[Case(lax.tan, ((3,),), 0.1)],
 )
 register_rule(
     lax.integer_pow_p,
-    IntegerPower(),
+    Translation(_integer_power, of=_integer_power_rule(3)),
     cases=[
         *(Case(lambda x, y=y: lax.integer_pow(x, y), ((3,),)) for y in (2, 3, 4)),
         *(Case(lambda x, y=y: lax.integer_pow(x, y), ((3,),), 0.4, 5.0) for y in (-1, -2, -3)),
@@ -303,7 +248,7 @@ register_rule(
 )
 register_rule(
     lax.pow_p,
-    Power(),
+    Translation(_power, of=_POWER),
     cases=[
         Case(lambda x: x**1.5, ((3,),), 0.4, 5.0),
         Case(lambda x: x ** jnp.asarray([3.0, -1.0, 0.5], x.dtype), ((3,),), 0.4, 5.0),

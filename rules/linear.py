@@ -1,8 +1,8 @@
 """Primitives that are sums of terms over windows, prefixes and scattered places.
 
-Each is rewritten to `pjax_trace.rules.sums.SUM` of one map in a canonical layout, so that biases
-and other addends join it. Elements that a map does not read are no operands of it; rows that read
-nothing are constants.
+Each is rewritten to `pjax_trace.rules.sum_rule.SUM` of one map in a canonical layout, so that
+biases and other addends join it. Elements that a map does not read are no operands of it; rows that
+read nothing are constants.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +16,22 @@ from jax import lax
 from jaxtyping import Array
 
 from pjax_trace import _compat
-from pjax_trace.calls import call, function_p
-from pjax_trace.registry import Case, Refusal, Rule, ViewRule, register_rule
-from pjax_trace.rules.maps import CumulativeSum, Map, ScatterSum
-from pjax_trace.rules.sums import SUM, Term
+from pjax_trace.custom import call, function_p
+from pjax_trace.registry import Case, register_rule
+from pjax_trace.rule import Flags, Params
+from pjax_trace.rules.linear_maps import CumulativeSum, ScatterSum
+from pjax_trace.rules.maps import Map
+from pjax_trace.rules.sum_rule import SUM, Term
 from pjax_trace.rules.windows import Convolution, Window, WindowSum
+from pjax_trace.translation import (
+    Outcome,
+    Refusal,
+    Refuse,
+    Rewrite,
+    Translation,
+    ViewRule,
+    rewriting,
+)
 
 __all__: list[str] = []
 
@@ -38,30 +49,12 @@ def _where(there: np.ndarray, x: Array) -> Array:
     return lax.select(jnp.asarray(np.broadcast_to(there, x.shape)), x, jnp.zeros_like(x))
 
 
-class Rewritten(Rule):
-    """A primitive that is rewritten whenever a variable reaches it.
-
-    Args:
-        function: ``function(params, *operands)``, the equivalent function.
-    """
-
-    family = "sum"
-
-    def __init__(self, function: Callable[..., Any]):
-        self._function = function
-
-    def rewrite(
-        self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]
-    ) -> Callable[..., Any] | None:
-        """The equivalent function."""
-        return lambda *xs: self._function(params, *xs)
-
-    def supports(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
-        """Nothing that is not rewritten."""
-        return False
+def _equivalent(function: Callable[..., Any]) -> Translation:
+    """A primitive that is ``function(params, *operands)`` whenever a variable reaches it."""
+    return rewriting(lambda params, _: partial(function, params), "sum")
 
 
-class DataOnly(Refusal):
+def _by_data(reason: str, function: Callable[..., Any]) -> Translation:
     """A primitive that is refused, unless only its first operand is variable.
 
     Args:
@@ -69,18 +62,13 @@ class DataOnly(Refusal):
         function: ``function(params, *operands)``, equivalent if it is.
     """
 
-    def __init__(self, reason: str, function: Callable[..., Any]):
-        super().__init__(reason)
-        self._function = function
+    def translate(params: Params, _: Sequence[Any], variable: Flags) -> Outcome:
+        return Refuse(reason) if any(variable[1:]) else Rewrite(partial(function, params))
 
-    def rewrite(
-        self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]
-    ) -> Callable[..., Any] | None:
-        """The equivalent function."""
-        return None if any(variable[1:]) else lambda *xs: self._function(params, *xs)
+    return Translation(translate, family="refused", granularity="–", exactness="–", reason=reason)
 
 
-def _scaled(params: dict[str, Any], x: Array, indices: Array, updates: Array) -> Array:
+def _scaled(params: Params, x: Array, indices: Array, updates: Array) -> Array:
     """``x.at[indices].multiply(updates)``."""
     ones = jnp.ones_like(x)
     return x * _compat.bind(lax.scatter_mul_p, params, ones, indices, updates)[0]
@@ -89,7 +77,7 @@ def _scaled(params: dict[str, Any], x: Array, indices: Array, updates: Array) ->
 def _bounded(
     primitive: Any,
     bounded: Callable[..., Array],
-    params: dict[str, Any],
+    params: Params,
     x: Array,
     indices: Array,
     updates: Array,
@@ -101,7 +89,7 @@ def _bounded(
     return jnp.where(free, x, bounded(x, jnp.where(free, 0, bound)))
 
 
-def _convolution(params: dict[str, Any], x: Array, w: Array) -> Array:
+def _convolution(params: Params, x: Array, w: Array) -> Array:
     """Batch first, channels last, and groups of features instead of batch groups."""
     dims = params["dimension_numbers"]
     wanted = jnp.dtype(params.get("preferred_element_type") or jnp.result_type(x, w))
@@ -138,7 +126,7 @@ def _convolution(params: dict[str, Any], x: Array, w: Array) -> Array:
     return jnp.transpose(out, tuple(np.argsort(dims.out_spec))).astype(wanted)
 
 
-def _window_sum(params: dict[str, Any], x: Array) -> Array:
+def _window_sum(params: Params, x: Array) -> Array:
     windows = tuple(
         Window(size, int(taps), int(stride), int(low), int(high), int(base), int(dilation))
         for size, taps, stride, (low, high), base, dilation in zip(
@@ -156,13 +144,13 @@ def _window_sum(params: dict[str, Any], x: Array) -> Array:
     return _where(map_.count > 0, out)
 
 
-def _cumsum(params: dict[str, Any], x: Array) -> Array:
+def _cumsum(params: Params, x: Array) -> Array:
     map_ = CumulativeSum(x.shape, int(params["axis"]), bool(params["reverse"]))
     return _sum(map_, x, name="cumsum")
 
 
 def _scatter_sum(sign: int) -> Callable[..., Array]:
-    def scatter(params: dict[str, Any], x: Array, indices: Array, updates: Array) -> Array:
+    def scatter(params: Params, x: Array, indices: Array, updates: Array) -> Array:
         options = tuple(
             (name, params[name])
             for name in ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
@@ -174,40 +162,19 @@ def _scatter_sum(sign: int) -> Callable[..., Array]:
     return scatter
 
 
-class PositionalSum(Rewritten):
-    """psum over axes of the array, which is how ``vmap`` leaves it."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            lambda params, *xs: [jnp.sum(x, tuple(map(int, params["axes"]))) for x in xs]
-        )
-
-    def rewrite(
-        self, params: dict[str, Any], operands: Sequence[Any], variable: Sequence[bool]
-    ) -> Callable[..., Any] | None:
-        """A sum; named axes are left alone."""
-        named = any(isinstance(axis, str) for axis in params["axes"])
-        if named or params.get("axis_index_groups") is not None:
-            return None
-        return super().rewrite(params, operands, variable)
-
-    def refusal(self, params: dict[str, Any], variable: Sequence[bool]) -> str:
-        """Named axes, or groups of devices."""
-        return (
+def _positional_sum(params: Params, _: Sequence[Any], variable: Flags) -> Outcome:
+    """Psum over axes of the array, which is how ``vmap`` leaves it."""
+    named = any(isinstance(axis, str) for axis in params["axes"])
+    if named or params.get("axis_index_groups") is not None:
+        return Refuse(
             "a sum over the named axis of a mesh joins equations of several devices; write the "
             "sum inside jax.vmap(axis_name=…), or reduce over an array axis"
         )
+    axes = tuple(map(int, params["axes"]))
+    return Rewrite(lambda *xs: [jnp.sum(x, axes) for x in xs])
 
 
-class IndexedView(ViewRule):
-    """Writes at places that data decide: every output element is an old or a new one."""
-
-    def is_view(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
-        """Indices are integers, and integers are data."""
-        return True
-
-
-def _product(params: dict[str, Any], x: Array) -> Array:
+def _product(params: Params, x: Array) -> Array:
     """Pairs, then pairs of pairs: as many multiplications, in logarithmic depth."""
     axes = tuple(map(int, params["axes"]))
     kept = [size for axis, size in enumerate(x.shape) if axis not in axes]
@@ -220,7 +187,7 @@ def _product(params: dict[str, Any], x: Array) -> Array:
     return x[0]
 
 
-def _cumulative_product(params: dict[str, Any], x: Array) -> Array:
+def _cumulative_product(params: Params, x: Array) -> Array:
     return lax.associative_scan(jnp.multiply, x, params["reverse"], params["axis"])
 
 
@@ -234,7 +201,7 @@ _KERNEL = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 1, 2, 2)
 
 register_rule(
     lax.conv_general_dilated_p,
-    Rewritten(_convolution),
+    _equivalent(_convolution),
     cases=(
         Case(_conv(), ((1, 1, 3, 3), (2, 1, 2, 2))),
         Case(lambda x: _conv()(x, jnp.asarray(_KERNEL, x.dtype)), ((1, 1, 3, 3),)),
@@ -247,7 +214,7 @@ register_rule(
 )
 register_rule(
     lax.reduce_window_sum_p,
-    Rewritten(_window_sum),
+    _equivalent(_window_sum),
     cases=(
         Case(lambda x: lax.reduce_window(x, 0.0, lax.add, (2, 2), (2, 2), "VALID"), ((4, 5),)),
         Case(lambda x: lax.reduce_window(x, 0.0, lax.add, (3,), (1,), "SAME"), ((5,),)),
@@ -259,7 +226,7 @@ register_rule(
 )
 register_rule(
     lax.cumsum_p,
-    Rewritten(_cumsum),
+    _equivalent(_cumsum),
     cases=(
         Case(lambda x: lax.cumsum(x, 1), ((2, 3),)),
         Case(lambda x: lax.cumsum(x, 0, reverse=True), ((3, 2),)),
@@ -267,7 +234,7 @@ register_rule(
 )
 register_rule(
     lax.scatter_add_p,
-    Rewritten(_scatter_sum(1)),
+    _equivalent(_scatter_sum(1)),
     cases=(
         Case(lambda x, u: x.at[jnp.array([0, 2, 0])].add(u), ((4,), (3,))),
         Case(lambda u: jnp.zeros((2, 2), u.dtype).at[:, jnp.array([1, 1, 7])].add(u), ((2, 3),)),
@@ -276,12 +243,12 @@ register_rule(
 )
 register_rule(
     lax.scatter_sub_p,
-    Rewritten(_scatter_sum(-1)),
+    _equivalent(_scatter_sum(-1)),
     cases=(Case(lambda x, u: x.at[jnp.array([0, 0])].subtract(u), ((2,), (2,))),),
 )
 register_rule(
     lax.psum_p,
-    PositionalSum(),
+    Translation(_positional_sum, of=SUM),
     cases=(
         Case(lambda x: jax.vmap(lambda r: lax.psum(r, "i"), axis_name="i")(x), ((3, 2),)),
         Case(lambda x: jax.vmap(lambda r: r - lax.pmean(r, "i"), axis_name="i")(x), ((3,),)),
@@ -289,17 +256,17 @@ register_rule(
 )
 register_rule(
     lax.scatter_p,
-    IndexedView(operands=None, total=False, offset=True),
+    ViewRule(operands=None, total=False, offset=True),
     cases=(Case(lambda x, u: x.at[jnp.array([2, 0])].set(u), ((4,), (2,))),),
 )
 register_rule(
     lax.dynamic_update_slice_p,
-    IndexedView(operands=None, total=False, offset=True),
+    ViewRule(operands=None, total=False, offset=True),
     cases=(Case(lambda x, u: lax.dynamic_update_slice(x, u, (1, 0)), ((3, 2), (1, 2))),),
 )
 register_rule(
     lax.reduce_prod_p,
-    Rewritten(_product),
+    _equivalent(_product),
     cases=(
         Case(lambda x: jnp.prod(x, 1), ((2, 2),)),
         Case(lambda x: jnp.prod(x), ((5,),)),
@@ -308,14 +275,14 @@ register_rule(
 )
 register_rule(
     lax.cumprod_p,
-    Rewritten(_cumulative_product),
+    _equivalent(_cumulative_product),
     cases=(Case(lambda x: lax.cumprod(x, 0), ((5,),)),),
     note="by rewriting to an associative scan of products",
 )
 # An element takes as many updates as data decide: it is no row of ours if they are variables.
 register_rule(
     lax.scatter_mul_p,
-    DataOnly(
+    _by_data(
         "a row multiplies as many factors as data decide; for indices without repetition, write "
         "x.at[i].set(x[i] * u)",
         _scaled,
@@ -329,7 +296,7 @@ for primitive, method, bounded in (
 ):
     register_rule(
         primitive,
-        DataOnly(
+        _by_data(
             "an element is compared with as many others as data decide; for indices without "
             f"repetition, write x.at[i].set(jnp.{method}imum(x[i], u)), else jnp.{method} of a "
             "gathered array",

@@ -8,8 +8,8 @@ copies. What a map does not say of itself follows from ``apply`` by linear trans
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,36 +17,18 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from pjax_trace.ridge import Matrix
+from pjax_trace.linear import Design
+from pjax_trace.rule import Flags
 
 __all__ = [
     "Contraction",
-    "CumulativeSum",
-    "Design",
     "Map",
     "Private",
-    "ScatterSum",
     "identity_map",
 ]
 
 Labels = tuple[int, ...]
 Shape = tuple[int, ...]
-
-
-class Design(NamedTuple):
-    """A bilinear map as a product of matrices, ``rows(out) = matrix(other) @ unknown(operand)``.
-
-    Attributes:
-        rows: from the output to its rows and features; also of NumPy arrays.
-        matrix: from the other operand to what the rows have of it, ``[rows, columns]``; linear.
-        restore: from ``[columns, features]`` to the operand.
-        pace: how much farther the operand may move in a step than a dense layer's weights.
-    """
-
-    rows: Callable[[Any], Any]
-    matrix: Callable[[Array], Matrix]
-    restore: Callable[[Array], Array]
-    pace: float = 1.0
 
 
 class Map:
@@ -73,7 +55,7 @@ class Map:
 
     @property
     def fan(self) -> int:
-        """The slots of a row in `copies`."""
+        """The slots of a row in `private_copies`."""
         raise NotImplementedError
 
     @property
@@ -130,23 +112,23 @@ class Map:
             return self.apply(*_sides(side, inverse, square))
         return self.rows(square, 1 - side) * inverse
 
-    def copies(self, x: Array, side: int) -> Array:
+    def private_copies(self, x: Array, side: int) -> Array:
         """An operand as private copies, ``[*shape, fan]``; 0 where a row has no term."""
         raise NotImplementedError
 
     def gathered(self, copies: Array, side: int) -> Array:
-        """The transpose of `copies`."""
-        return self._transpose(lambda x: self.copies(x, side), copies, side)
+        """The transpose of `private_copies`."""
+        return self._transpose(lambda x: self.private_copies(x, side), copies, side)
 
-    def design(self, side: int) -> Design | None:
+    def design(self, side: int, other: Array) -> Design | None:
         """The map as a matrix product in one operand, if all its rows and features make one."""
         return None
 
-    def expand(self, variable: Sequence[bool]) -> tuple["Map", tuple[Any, ...]]:
+    def expand(self, variable: Flags) -> tuple["Map", tuple[Any, ...]]:
         """The map of private copies of its variables, and the views that make them, or None."""
         spread = tuple(v and not self.owns(side) for side, v in enumerate(variable))
         views: list[Callable[[Array], Array] | None] = [
-            functools.partial(self.copies, side=side) if s else None
+            functools.partial(self.private_copies, side=side) if s else None
             for side, s in enumerate(spread)
         ]
         return (Private(self, spread) if any(spread) else self), tuple(views)
@@ -173,58 +155,47 @@ class Private(Map):
 
     @property
     def shape(self) -> Shape:
-        """Of the output."""
         return self.inner.shape
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """Of the operands."""
         full = (*self.shape, self.fan)
         return tuple(full if s else x for s, x in zip(self.spread_, self.inner.shapes, strict=True))
 
     @property
     def fan(self) -> int:
-        """That of the inner map."""
         return self.inner.fan
 
     @property
     def terms(self) -> np.ndarray | None:
-        """Those of the inner map."""
         return self.inner.terms
 
     def owns(self, side: int) -> bool:
-        """True of copies."""
         return self.spread_[side] or self.inner.owns(side)
 
     def readers(self, side: int) -> Any:
-        """Every copy has its row."""
         return 1 if self.spread_[side] else self.inner.readers(side)
 
-    def copies(self, x: Array, side: int) -> Array:
-        """Of an operand that does not come as copies."""
-        return x if self.spread_[side] else self.inner.copies(x, side)
+    def private_copies(self, x: Array, side: int) -> Array:
+        return x if self.spread_[side] else self.inner.private_copies(x, side)
 
     def apply(self, *operands: Array) -> Array:
-        """The output."""
-        copies = [self.copies(x, side) for side, x in enumerate(operands)]
+        copies = [self.private_copies(x, side) for side, x in enumerate(operands)]
         return jnp.sum(functools.reduce(jnp.multiply, copies), -1)
 
     def rows(self, x: Array, side: int) -> Array:
-        """The sum over the slots that have a term."""
-        copies = self.copies(x, side)
+        copies = self.private_copies(x, side)
         return jnp.sum(copies if self.terms is None else jnp.where(self.terms, copies, 0), -1)
 
     def pull(self, out: Array, other: Array | None, side: int) -> Array:
-        """The transpose: slots without a term get 0."""
         if other is not None:
-            factor = self.copies(other, 1 - side)
+            factor = self.private_copies(other, 1 - side)
         else:
             factor = jnp.asarray(True if self.terms is None else self.terms, out.dtype)
         copies = jnp.broadcast_to(out[..., None], (*self.shape, self.fan)) * factor
         return self.gathered(copies, side)
 
     def gathered(self, copies: Array, side: int) -> Array:
-        """Copies stay as they are."""
         return copies if self.spread_[side] else self.inner.gathered(copies, side)
 
 
@@ -253,22 +224,18 @@ class Contraction(Map):
 
     @property
     def shape(self) -> Shape:
-        """Of the output."""
         return self.size_of(self.out)
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """Of the operands."""
         return tuple(self.size_of(side) for side in (self.lhs, self.rhs) if side is not None)
 
     @property
     def plain(self) -> bool:
-        """Whether it is the identity."""
         return self.rhs is None and self.lhs == self.out
 
     @property
     def fan(self) -> int:
-        """The number of terms."""
         return math.prod(self.size_of(self.contracted))
 
     def size_of(self, labels: Labels) -> Shape:
@@ -288,7 +255,6 @@ class Contraction(Map):
         return all(self.sizes[label] == 1 for label in self.common if label not in labels)
 
     def apply(self, *operands: Array) -> Array:
-        """The output."""
         if self.rhs is None:
             (x,) = operands
             return _align(self._sum_out(x, self.lhs), self._kept(self.lhs), self.out)
@@ -337,41 +303,40 @@ class Contraction(Map):
         )
         return transposed.apply(out, other)
 
-    def copies(self, x: Array, side: int) -> Array:
-        """An operand as private copies."""
+    def private_copies(self, x: Array, side: int) -> Array:
         aligned = _align(x, self.labels(side), self.common)
         full = jnp.broadcast_to(aligned, self.size_of(self.common))
         return full.reshape((*self.shape, self.fan))
 
     def gathered(self, copies: Array, side: int) -> Array:
-        """The sum of private copies of every element."""
         labels = self.labels(side)
         kept = tuple(label for label in self.common if label in labels)
         lost = tuple(i for i, label in enumerate(self.common) if label not in labels)
         return _align(jnp.sum(copies.reshape(self.size_of(self.common)), lost), kept, labels)
 
-    def design(self, side: int) -> Design | None:
-        """Unless there is a batch, or nothing is contracted."""
+    def design(self, side: int, other: Array) -> Design | None:
+        """The other factor is the matrix, unless there is a batch, or nothing is contracted."""
         if self.rhs is None or not self.contracted:
             return None
-        own, other = self.labels(side), self.labels(1 - side)
-        if any(label in own and label in other for label in self.out):
+        own, fixed = self.labels(side), self.labels(1 - side)
+        if any(label in own and label in fixed for label in self.out):
             return None
-        features = tuple(label for label in self.out if label in own)
-        rows = tuple(label for label in self.out if label in other)
+        rows = tuple(i for i, label in enumerate(self.out) if label in fixed)
+        features = tuple(i for i, label in enumerate(self.out) if label in own)
 
-        def matrix(x: Any, labels: Labels, left: Labels, right: Labels) -> Any:
-            x = x.transpose([labels.index(label) for label in left + right])
-            return x.reshape((math.prod(self.size_of(left)), math.prod(self.size_of(right))))
-
-        def restore(unknown: Array) -> Array:
-            labels = self.contracted + features
-            return _align(unknown.reshape(self.size_of(labels)), labels, own)
+        def matrix() -> Array:
+            labels = tuple(self.out[i] for i in rows) + self.contracted
+            count = math.prod(self.shape[i] for i in rows)
+            return other.transpose([fixed.index(label) for label in labels]).reshape((count, -1))
 
         return Design(
-            lambda out: matrix(out, self.out, rows, features),
-            lambda x: matrix(x, other, rows, self.contracted),
-            restore,
+            self.shape,
+            rows,
+            features,
+            tuple(own.index(label) for label in self.contracted),
+            tuple(own.index(self.out[i]) for i in features),
+            self.shapes[side],
+            matrix,
         )
 
     def _kept(self, labels: Labels) -> Labels:
@@ -392,107 +357,3 @@ def identity_map(shape: Shape, sides: int = 1) -> Contraction:
     """``out = x``, or ``out = x w`` element by element with two sides."""
     labels = tuple(range(len(shape)))
     return Contraction(labels, labels if sides == 2 else None, labels, tuple(shape))
-
-
-@dataclasses.dataclass(frozen=True)
-class CumulativeSum(Map):
-    """``out[i] = Σ_{j ≤ i} x[j]`` along an axis, or over ``j ≥ i`` in reverse."""
-
-    size: Shape
-    axis: int
-    reverse: bool
-
-    @property
-    def shape(self) -> Shape:
-        """Of the output."""
-        return self.size
-
-    @property
-    def shapes(self) -> tuple[Shape, ...]:
-        """Of the operand."""
-        return (self.size,)
-
-    @property
-    def fan(self) -> int:
-        """The length of the axis."""
-        return self.size[self.axis]
-
-    @property
-    def terms(self) -> np.ndarray:
-        """A triangle."""
-        triangle = np.tri(self.fan, dtype=bool)
-        return self._along(triangle.T if self.reverse else triangle)
-
-    @property
-    def count(self) -> Any:
-        """1, 2, 3, … along the axis."""
-        ramp = np.arange(1, self.fan + 1)
-        return self._along(ramp[::-1] if self.reverse else ramp)
-
-    def readers(self, side: int) -> Any:
-        """…, 3, 2, 1 along the axis."""
-        return np.flip(self.count, self.axis)
-
-    def apply(self, *operands: Array) -> Array:
-        """The output."""
-        (x,) = operands
-        return lax.cumsum(x, self.axis, self.reverse)
-
-    def copies(self, x: Array, side: int) -> Array:
-        """The whole axis for every row, 0 beyond its terms."""
-        column = jnp.expand_dims(jnp.moveaxis(x, self.axis, -1), self.axis)
-        return jnp.where(self.terms, column, 0)
-
-    def _along(self, x: np.ndarray) -> np.ndarray:
-        """The first axis of ``x`` as the axis of the sum, others after the output's."""
-        ones = len(self.size) - 1 - self.axis
-        return x.reshape((1,) * self.axis + x.shape[:1] + (1,) * ones + x.shape[1:])
-
-
-@dataclasses.dataclass(frozen=True)
-class ScatterSum(Map):
-    """``out[index[j]] += x[j]`` into zeros, as ``jax.lax.scatter_add``; the indices are data.
-
-    They stand in the place of a second factor. Every element has one row at most (none where its
-    index is out of bounds, which counts as a reader all the same), so that nothing is shared.
-    """
-
-    shape_: Shape
-    updates: Shape
-    indices: Shape
-    options: tuple[tuple[str, Any], ...]
-
-    @property
-    def shape(self) -> Shape:
-        """Of the output."""
-        return self.shape_
-
-    @property
-    def fan(self) -> int:
-        """Of one summand; how many a row has, the indices say."""
-        return 1
-
-    @property
-    def shapes(self) -> tuple[Shape, ...]:
-        """Of the summands and their indices."""
-        return self.updates, self.indices
-
-    def owns(self, side: int) -> bool:
-        """Always."""
-        return True
-
-    def readers(self, side: int) -> int:
-        """One."""
-        return 1
-
-    def apply(self, *operands: Array) -> Array:
-        """The output."""
-        x, indices = operands
-        zeros = jnp.zeros(self.shape, x.dtype)
-        return lax.scatter_add(zeros, indices, x, **dict(self.options))
-
-    def norms(self, inverse: Any, coefficient: Array | None, side: int) -> Any:
-        """The sum of ``1 / ω`` over what falls into every row."""
-        assert coefficient is not None
-        inverse = jnp.asarray(inverse)
-        return self.apply(jnp.broadcast_to(inverse, self.updates), coefficient)

@@ -1,22 +1,11 @@
 """Quotients ``z = x / y``: the product ``x = z y`` with the roles changed."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from pjax_trace.registry import (
-    Moment,
-    Projection,
-    Request,
-    Rule,
-    Weights,
-    adjoint,
-    squared_distance,
-)
-from pjax_trace.rules import bilinear
+from pjax_trace.rule import Arrays, Moment, Params, Projection, Rule, Weights, squared_distance
+from pjax_trace.rules.products import project_products
 
 __all__ = ["QUOTIENT", "QuotientRule"]
 
@@ -30,24 +19,12 @@ class QuotientRule(Rule):
     """
 
     family = "sum"
+    elementwise = True
 
-    def apply(self, params: dict[str, Any], *operands: Array) -> Array:
-        """The quotient."""
+    def apply(self, params: Params, *operands: Array) -> Array:
         return lax.div(*operands)
 
-    def elementwise(self, params: dict[str, Any], variable: Sequence[bool], position: int) -> bool:
-        """Elements do not know of each other."""
-        return True
-
-    def hand_over(
-        self, params: dict[str, Any], operands: Sequence[Array], request: Request
-    ) -> tuple[Any, ...]:
-        """The adjoint."""
-        return adjoint(lax.div, operands, request.residual, request.variable)
-
-    def project(
-        self, params: dict[str, Any], operands: Sequence[Array], out: Array, weights: Weights
-    ) -> Projection:
+    def project(self, params: Params, operands: Arrays, out: Array, weights: Weights) -> Projection:
         """The nearest point of ``x = z y``, in which x has the part of an output."""
         (x, y), (weight_x, weight_y) = operands, weights.operands
         dtype = y.dtype
@@ -56,7 +33,7 @@ class QuotientRule(Rule):
         # Data do not yield.
         compliance = jnp.zeros_like(y) if weight_x is None else 1 / jnp.asarray(weight_x, dtype)
         compliance = jnp.broadcast_to(compliance, y.shape)
-        (ys,), (zs,), _, _ = bilinear.project_products(
+        (ys,), (zs,), _, _ = project_products(
             [y[..., None]], [out[..., None]], x, compliance, [(weight_y, weight_z)]
         )
         moved_y, moved_z = ys[..., 0], zs[..., 0]

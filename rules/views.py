@@ -1,6 +1,7 @@
 """Views: affine primitives in which every output element reads one input element.
 
-They are no constraints. Consensus passes through them by their transpose, which JAX knows.
+They are no constraints. Consensus passes through them by their transpose, which JAX knows. Which
+elements a view reads is an `pjax_trace.index.Index`, where that is an affine function of the place.
 """
 
 import itertools
@@ -12,64 +13,60 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from pjax_trace.registry import Case, Range, ViewRule, register_rule
+from pjax_trace.index import Index
+from pjax_trace.registry import Case, register_rule
+from pjax_trace.rule import Flags, Params, Shapes
+from pjax_trace.translation import Affine, Outcome, Range, Translation, ViewRule
+
+Restricted = tuple[dict[str, Any], tuple[Range | None, ...]]
 
 
-class ConvertRule(ViewRule):
-    """``convert_element_type``: a view between floating-point types only."""
-
-    def is_view(self, params: dict[str, Any], variable: Sequence[bool]) -> bool:
-        """Rounding to integers or booleans is no affine map."""
-        return bool(jnp.issubdtype(params["new_dtype"], jnp.floating))
-
-
-class TransposeRule(ViewRule):
-    """``transpose``."""
-
-    def restrict(
-        self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]], part: Range
-    ) -> tuple[dict[str, Any], tuple[Range | None, ...]] | None:
-        """Of the part of the axis that goes there."""
-        return params, (part._replace(axis=int(params["permutation"][part.axis])),)
+def _convert(params: Params, operands: Sequence[Any], variable: Flags) -> Outcome:
+    """Rounding to another floating-point type is a factor near 1."""
+    if jnp.issubdtype(params["new_dtype"], jnp.floating):
+        return _SCALED(params, operands, variable)
+    return Affine()  # never reached: integers are data
 
 
-class BroadcastRule(ViewRule):
-    """``broadcast_in_dim``."""
-
-    def restrict(
-        self, params: dict[str, Any], shapes: Sequence[tuple[int, ...]], part: Range
-    ) -> tuple[dict[str, Any], tuple[Range | None, ...]] | None:
-        """Of a part, or of all, if the axis is a new one."""
-        shape = list(params["shape"])
-        whole, shape[part.axis] = shape[part.axis], part.stop - part.start
-        places = [int(axis) for axis in params["broadcast_dimensions"]]
-        own = places.index(part.axis) if part.axis in places else None
-        if own is not None and shapes[0][own] != whole:
-            own = None
-        params = {**params, "shape": tuple(shape)}
-        return params, (None if own is None else part._replace(axis=own),)
+def _squeezed(params: Params, x: Index) -> Index | None:
+    return x.reshape([n for axis, n in enumerate(x.shape) if axis not in params["dimensions"]])
 
 
-class SliceRule(ViewRule):
-    """``slice``."""
-
-    def ranges(self, params: dict[str, Any], shape: tuple[int, ...]) -> list[Range] | None:
-        """One, if only one axis is cut, without strides."""
-        limits = list(zip(params["start_indices"], params["limit_indices"], shape, strict=True))
-        cut = [axis for axis, (start, stop, size) in enumerate(limits) if stop - start < size]
-        strides = params["strides"] or ()
-        if len(cut) != 1 or any(stride != 1 for stride in strides):
-            return None
-        return [Range(cut[0], int(limits[cut[0]][0]), int(limits[cut[0]][1]))]
+def _sliced(params: Params, x: Index) -> Index:
+    return x.slice(params["start_indices"], params["limit_indices"], params["strides"])
 
 
-class SplitRule(ViewRule):
-    """``split``."""
+def _slice_ranges(params: Params, shape: tuple[int, ...]) -> list[Range] | None:
+    """One, if only one axis is cut, without strides."""
+    limits = list(zip(params["start_indices"], params["limit_indices"], shape, strict=True))
+    cut = [axis for axis, (start, stop, size) in enumerate(limits) if stop - start < size]
+    strides = params["strides"] or ()
+    if len(cut) != 1 or any(stride != 1 for stride in strides):
+        return None
+    return [Range(cut[0], int(limits[cut[0]][0]), int(limits[cut[0]][1]))]
 
-    def ranges(self, params: dict[str, Any], shape: tuple[int, ...]) -> list[Range] | None:
-        """One after the other."""
-        stops = list(itertools.accumulate(int(size) for size in params["sizes"]))
-        return [Range(int(params["axis"]), a, b) for a, b in zip([0, *stops], stops, strict=False)]
+
+def _split_ranges(params: Params, shape: tuple[int, ...]) -> list[Range]:
+    """One after the other."""
+    stops = list(itertools.accumulate(int(size) for size in params["sizes"]))
+    return [Range(int(params["axis"]), a, b) for a, b in zip([0, *stops], stops, strict=False)]
+
+
+def _transpose_part(params: Params, shapes: Shapes, part: Range) -> Restricted:
+    """Of the part of the axis that goes there."""
+    return params, (part._replace(axis=int(params["permutation"][part.axis])),)
+
+
+def _broadcast_part(params: Params, shapes: Shapes, part: Range) -> Restricted:
+    """Of a part, or of all, if the axis is a new one."""
+    shape = list(params["shape"])
+    whole, shape[part.axis] = shape[part.axis], part.stop - part.start
+    places = [int(axis) for axis in params["broadcast_dimensions"]]
+    own = places.index(part.axis) if part.axis in places else None
+    if own is not None and shapes[0][own] != whole:
+        own = None
+    params = {**params, "shape": tuple(shape)}
+    return params, (None if own is None else part._replace(axis=own),)
 
 
 def _placed(x: Array) -> Array:
@@ -77,36 +74,52 @@ def _placed(x: Array) -> Array:
     return lax.with_sharding_constraint(x, device)
 
 
-_PERMUTATION = ViewRule(permutation=True)
+_IN_PLACE = ViewRule(pointwise=True)
+_SCALED = ViewRule(pointwise=True, scales=True)
 _PART = ViewRule(total=False)
 _SEVERAL = ViewRule(operands=None, offset=True)
-# Negative padding drops elements; what is padded with may be a variable, too.
-_PAD = ViewRule(operands=None, total=False, offset=True)
 
 
-register_rule(lax.reshape_p, _PERMUTATION, cases=[Case(lambda x: x.reshape(3, 2), ((2, 3),))])
 register_rule(
-    lax.transpose_p, TransposeRule(permutation=True), cases=[Case(jnp.transpose, ((2, 3),))]
+    lax.reshape_p,
+    ViewRule(index=lambda params, x: x.reshape(params["new_sizes"])),
+    cases=[Case(lambda x: x.reshape(3, 2), ((2, 3),))],
 )
-register_rule(lax.squeeze_p, _PERMUTATION, cases=[Case(jnp.squeeze, ((1, 3, 1),))])
-register_rule(lax.rev_p, _PERMUTATION, cases=[Case(jnp.flip, ((2, 2),))])
-register_rule(lax.copy_p, _PERMUTATION, cases=[Case(jnp.copy, ((3,),))])
-register_rule(  # a permutation where it adds no elements
+register_rule(
+    lax.transpose_p,
+    ViewRule(index=lambda params, x: x.transpose(params["permutation"]), part=_transpose_part),
+    cases=[Case(jnp.transpose, ((2, 3),))],
+)
+register_rule(lax.squeeze_p, ViewRule(index=_squeezed), cases=[Case(jnp.squeeze, ((1, 3, 1),))])
+register_rule(
+    lax.rev_p,
+    ViewRule(index=lambda params, x: x.flip(params["dimensions"])),
+    cases=[Case(jnp.flip, ((2, 2),))],
+)
+register_rule(lax.copy_p, _IN_PLACE, cases=[Case(jnp.copy, ((3,),))])
+register_rule(
     lax.broadcast_in_dim_p,
-    BroadcastRule(permutation=True),
+    ViewRule(
+        index=lambda params, x: x.broadcast(params["shape"], params["broadcast_dimensions"]),
+        part=_broadcast_part,
+    ),
     cases=[
         Case(lambda x: x[None, :, None], ((3,),)),
         Case(lambda x: jnp.broadcast_to(x[:, None], (3, 2)), ((3,),)),
     ],
 )
-register_rule(lax.neg_p, ViewRule(pointwise=True), cases=[Case(lax.neg, ((3,),))])
+register_rule(lax.neg_p, _SCALED, cases=[Case(lax.neg, ((3,),))])
 register_rule(
     lax.convert_element_type_p,
-    ConvertRule(pointwise=True),
+    Translation(_convert, family="view"),
     cases=[Case(lambda x: jnp.square(x.astype(jnp.float16).astype(x.dtype)) + x, ((2,),))],
     note="between floating-point types; to integers it is data",
 )
-register_rule(lax.slice_p, SliceRule(total=False), cases=[Case(lambda x: x[1:4:2], ((5,),))])
+register_rule(
+    lax.slice_p,
+    ViewRule(total=False, index=_sliced, ranges=_slice_ranges),
+    cases=[Case(lambda x: x[1:4:2], ((5,),))],
+)
 register_rule(
     lax.dynamic_slice_p,
     _PART,
@@ -119,7 +132,9 @@ register_rule(
     note="indices are data",
 )
 register_rule(
-    lax.split_p, SplitRule(total=False), cases=[Case(lambda x: lax.split(x, (2, 1))[0], ((3,),))]
+    lax.split_p,
+    ViewRule(total=False, ranges=_split_ranges),
+    cases=[Case(lambda x: lax.split(x, (2, 1))[0], ((3,),))],
 )
 register_rule(
     lax.concatenate_p,
@@ -131,7 +146,8 @@ register_rule(
 )
 register_rule(
     lax.pad_p,
-    _PAD,
+    # Negative padding drops elements; what is padded with may be a variable, too.
+    ViewRule(operands=None, total=False, offset=True),
     cases=[
         Case(lambda x: jnp.pad(x, 1), ((2, 2),)),
         Case(lambda x: lax.pad(x, jnp.ones((), x.dtype), ((-1, 2, 1),)), ((3,),)),
@@ -150,7 +166,8 @@ register_rule(
 )
 register_rule(
     lax.sharding_constraint_p,
-    _PERMUTATION,
+    # Elements keep their places, but a part need not fit the sharding.
+    ViewRule(index=lambda params, x: x),
     cases=[Case(_placed, ((3,),))],
 )
 # Newer JAX traces these where older JAX used several of the above.

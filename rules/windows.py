@@ -17,8 +17,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from pjax_trace.ridge import Implicit
-from pjax_trace.rules.maps import Design, Map, Shape
+from pjax_trace.linear import Design, Implicit
+from pjax_trace.rules.maps import Map, Shape
 
 __all__ = ["Convolution", "Window", "WindowSum"]
 
@@ -51,11 +51,6 @@ class Window:
         length = max(0, (self.size - 1) * self.base + 1) + self.low + self.high
         reach = max(0, (self.taps - 1) * self.dilation + 1)
         return max(0, (length - reach) // self.stride + 1) if length >= reach else 0
-
-    @property
-    def trivial(self) -> bool:
-        """Whether every position reads its own element."""
-        return self == Window(self.size)
 
     @functools.cached_property
     def index(self) -> np.ndarray:
@@ -100,7 +95,7 @@ class Window:
 
     def sum(self, x: Array, axis: int) -> Array:
         """The sum over the window, along an axis."""
-        if self.trivial:
+        if self == Window(self.size):  # every position reads its own element
             return x
         padding = [(0, 0, 0)] * x.ndim
         padding[axis] = (self.low, self.high, self.base - 1)
@@ -143,22 +138,18 @@ class WindowSum(Map):
 
     @property
     def shape(self) -> Shape:
-        """Of the output."""
         return tuple(window.positions for window in self.windows)
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """Of the operand."""
         return (tuple(window.size for window in self.windows),)
 
     @property
     def fan(self) -> int:
-        """All taps."""
         return math.prod(window.taps for window in self.windows)
 
     @functools.cached_property
     def terms(self) -> np.ndarray | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The taps that read an element."""
         valid = _outer([window.valid for window in self.windows])
         if np.all(valid):
             return None
@@ -168,7 +159,6 @@ class WindowSum(Map):
 
     @property
     def count(self) -> Any:
-        """How many taps read an element."""
         return _outer([np.sum(window.valid, 1) for window in self.windows])
 
     @functools.cached_property
@@ -182,18 +172,15 @@ class WindowSum(Map):
         return _outer([np.sum(window.valid, 0) for window in self.windows]) == 0
 
     def readers(self, side: int) -> Any:
-        """How many windows read each element."""
         return _at_least_one(_outer([window.readers for window in self.windows]))
 
     def apply(self, *operands: Array) -> Array:
-        """The output."""
         (x,) = operands
         for axis, window in enumerate(self.windows):
             x = window.sum(x, axis)
         return x
 
-    def copies(self, x: Array, side: int) -> Array:
-        """Patches."""
+    def private_copies(self, x: Array, side: int) -> Array:
         return _patches(self.windows, x, 0).reshape((*self.shape, self.fan))
 
 
@@ -212,7 +199,6 @@ class _Patches(Implicit):
         return len(self.images) * positions, taps * self.images.shape[-1]
 
     def squares(self) -> Float[Array, "columns"]:
-        """Those of all images are added up first."""
         squares = jnp.sum(jnp.square(self.images), 0, keepdims=True)
         return jnp.sum(_Patches(squares, self.windows, None).made(), 0)
 
@@ -227,7 +213,6 @@ class _Patches(Implicit):
         return jnp.moveaxis(kernel, -2, 0).reshape((-1, features))
 
     def take(self, rows: Int[np.ndarray, "some"]) -> Float[Array, "some columns"]:
-        """Patches of some positions."""
         positions = (window.positions for window in self.windows)
         image, *places = np.unravel_index(rows, (len(self.images), *positions))
         elements = [window.index[at] for window, at in zip(self.windows, places, strict=True)]
@@ -238,7 +223,6 @@ class _Patches(Implicit):
         return jnp.moveaxis(patches, -1, 1).reshape((len(rows), -1))
 
     def made(self) -> Float[Array, "rows columns"]:
-        """All patches."""
         return _patches(self.windows, self.images, 1).reshape(self.shape)
 
 
@@ -259,12 +243,10 @@ class Convolution(Map):
 
     @property
     def shape(self) -> Shape:
-        """Of the output, ``[batch, …, features]``."""
         return (self.batch, *(window.positions for window in self.windows), self.features)
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """Of images and kernels."""
         sizes = (window.size for window in self.windows)
         taps = (window.taps for window in self.windows)
         return (
@@ -274,7 +256,6 @@ class Convolution(Map):
 
     @property
     def fan(self) -> int:
-        """Taps times channels."""
         return math.prod(window.taps for window in self.windows) * self.left
 
     @property
@@ -283,7 +264,6 @@ class Convolution(Map):
 
     @functools.cached_property
     def terms(self) -> np.ndarray | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The taps that read an element."""
         taps = self._window.terms
         return None if taps is None else np.repeat(taps, self.left, -1)[None, ..., None, :]
 
@@ -293,7 +273,6 @@ class Convolution(Map):
         return self._window.count[None, ..., None] * self.left
 
     def readers(self, side: int) -> Any:
-        """Of every place in an image, or of every tap."""
         if side == 0:
             images = _outer([window.readers for window in self.windows])[None, ..., None]
             return _at_least_one(images * (self.features // self.groups))
@@ -326,15 +305,12 @@ class Convolution(Map):
             return super().pull(out, other, side)
         rank, features = len(self.windows), self.features // self.groups
         if side == 0:
-            windows = tuple(window.transposed for window in self.windows)
-            kernel = jnp.flip(other, range(rank))
+            kernel, windows = jnp.flip(other, range(rank)), [w.transposed for w in self.windows]
             kernel = kernel.reshape((*kernel.shape[:-1], self.groups, features))
             kernel = jnp.swapaxes(kernel, -3, -1)
             kernel = kernel.reshape((*kernel.shape[:-2], self.groups * self.left))
-            map_ = Convolution(
-                self.batch, self.groups, features, kernel.shape[-1], windows, self.precision
-            )
-            return map_.apply(out, kernel)
+            sizes = self.batch, self.groups, features, kernel.shape[-1]
+            return Convolution(*sizes, tuple(windows), self.precision).apply(out, kernel)
         windows = tuple(window.swapped for window in self.windows)
         images = other.reshape((*other.shape[:-1], self.groups, self.left))
         images = jnp.moveaxis(jnp.moveaxis(images, -1, 0), 1, -1)  # left, …, groups, batch
@@ -345,7 +321,6 @@ class Convolution(Map):
         return jnp.moveaxis(map_.apply(images, jnp.moveaxis(out, 0, -2)), 0, -2)
 
     def rows(self, x: Array, side: int) -> Array:
-        """Sums over channels, then over the windows."""
         if side == 0:
             x = jnp.sum(x.reshape((*x.shape[:-1], self.groups, self.left)), -1)
             for axis, window in enumerate(self.windows):
@@ -377,23 +352,22 @@ class Convolution(Map):
             x = jnp.moveaxis(x, 0, axis)
         return x[..., None, :]
 
-    def design(self, side: int) -> Design | None:
-        """Of kernels, patches times them."""
+    def design(self, side: int, other: Array) -> Design | None:
         if side == 0 or self.groups > 1:
             return None
-        taps = tuple(window.taps for window in self.windows)
-
-        def restore(unknown: Array) -> Array:
-            return jnp.moveaxis(unknown.reshape((self.left, *taps, self.features)), 0, -2)
-
+        rank = len(self.windows)
         return Design(
-            lambda out: out.reshape((-1, self.features)),
-            lambda x: _Patches(x, self.windows, self.precision),
-            restore,
-            pace=2.0,
+            self.shape,
+            tuple(range(rank + 1)),
+            (rank + 1,),
+            (rank, *range(rank)),
+            (rank + 1,),
+            self.shapes[1],
+            lambda: _Patches(other, self.windows, self.precision),
+            trust_factor=2.0,
         )
 
-    def copies(self, x: Array, side: int) -> Array:
+    def private_copies(self, x: Array, side: int) -> Array:
         """Patches of the images; kernels with 0 where a tap reads nothing."""
         rank, full = len(self.windows), (*self.shape, self.fan)
         if side == 0:

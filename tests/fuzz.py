@@ -29,12 +29,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import pjax_trace as pjax
-from pjax_trace.graph import Constraint, View
-from pjax_trace.lower import expand_copies
-from pjax_trace.project import _Run
-from pjax_trace.registry import Moment, Projection, Weights
-from pjax_trace.rules.discrete import Choice, TruthTable
+from pjax_trace.graph import Constraint
+from pjax_trace.problem import Problem
+from pjax_trace.rule import Moment, Projection, Weights
 from pjax_trace.rules.elementwise import Elementwise
+from pjax_trace.rules.logic import Choice, TruthTable
+from pjax_trace.spaces import CopyFree, expand_copies
+from pjax_trace.view import View
 
 Array = np.ndarray
 LARGEST = 24  # elements of a value
@@ -167,7 +168,7 @@ class Generator:
         self.inputs: list[Input] = []
         self.ops: list[Op] = []
         self.values: dict[str, Array] = {}
-        self.origins: dict[str, frozenset[str]] = {}
+        self.variable: set[str] = set()
         self.scope: dict[str, Any] = {"jax": jax, "jnp": jnp, "pjax": pjax}
         self.curves = CURVES if curves is None else {c: CURVES[c] for c in curves}
 
@@ -183,7 +184,7 @@ class Generator:
             tries += 1
             self.extend()
         read = {name for op in self.ops for name in op.operands}
-        ends = [op.name for op in self.ops if op.name not in read and self.origins[op.name]]
+        ends = [op.name for op in self.ops if op.name not in read and op.name in self.variable]
         ends = ends[-3:] or [self.inputs[0].name]
         outputs = [self.output(name, n) for n, name in enumerate(ends)]
         weights = (1.0,)
@@ -196,7 +197,7 @@ class Generator:
         inputs = len(self.inputs)
         family = FAMILIES[self.random.choice(len(FAMILIES), p=_SHARES)][1]
         try:
-            code, operands, view = self.choice(family)(self)
+            code, operands = self.choice(family)(self)
             op = Op(f"v{len(self.ops)}", code, tuple(operands))
             value = np.asarray(eval(op.expression, self.scope))  # noqa: S307
             if not 0 < value.size <= LARGEST or value.ndim > 4:
@@ -205,16 +206,15 @@ class Generator:
                 raise _Unfit  # NaN included
         except _Unfit:
             for i in self.inputs[inputs:]:
-                del self.values[i.name], self.origins[i.name], self.scope[i.name]
+                del self.values[i.name], self.scope[i.name]
+                self.variable.discard(i.name)
             del self.inputs[inputs:]
             return
         self.ops.append(op)
         self.values[op.name] = value
         self.scope[op.name] = jnp.asarray(value)
-        origins = [self.origins[name] for name in operands]
-        self.origins[op.name] = frozenset().union(*origins)
-        if not view and self.origins[op.name]:
-            self.origins[op.name] = frozenset([op.name])
+        if not self.variable.isdisjoint(operands):
+            self.variable.add(op.name)
 
     def output(self, name: str, number: int) -> Op:
         value = self.values[name]
@@ -247,7 +247,8 @@ class Generator:
         name = f"{'wd'[not variable]}{len(self.inputs)}"
         self.inputs.append(Input(name, array, variable))
         self.values[name], self.scope[name] = array, jnp.asarray(array)
-        self.origins[name] = frozenset([name] if variable else [])
+        if variable:
+            self.variable.add(name)
         return name
 
     def chance(self, p: float) -> bool:
@@ -262,33 +263,27 @@ class Generator:
         names = [
             name
             for name, x in self.values.items()
-            if self.origins[name] and x.dtype == dtype and fits(x)
+            if name in self.variable and x.dtype == dtype and fits(x)
         ]
         if not names:
             raise _Unfit
         fresh = [name for name in names if name not in read]
         return self.choice(fresh) if fresh and self.chance(0.6) else self.choice(names)
 
-    def other(
-        self, names: Sequence[str], fits: Callable[[Array], bool], *, apart: bool = False
-    ) -> str:
-        """Another variable; with ``apart``, mostly one that shares no element with ``names``."""
-        taken = frozenset().union(*(self.origins[name] for name in names))
-        free = apart and not self.chance(0.03)
-
-        def good(name: str) -> bool:
-            x = self.values[name]
-            mine = self.origins[name]
-            return bool(mine) and x.dtype == np.float32 and fits(x) and not (free and mine & taken)
-
-        names = [name for name in self.values if good(name)]
+    def other(self, fits: Callable[[Array], bool]) -> str:
+        """Any variable that fits; it may share elements with others of the operation."""
+        names = [
+            name
+            for name, x in self.values.items()
+            if name in self.variable and x.dtype == np.float32 and fits(x)
+        ]
         if not names:
             raise _Unfit
         return self.choice(names)
 
-    def like(self, name: str, *, apart: bool = False) -> str:
+    def like(self, name: str) -> str:
         shape = self.values[name].shape
-        return self.other([name], lambda x: x.shape == shape, apart=apart)
+        return self.other(lambda x: x.shape == shape)
 
     def axis(self, name: str) -> int:
         if not self.values[name].ndim:
@@ -296,44 +291,44 @@ class Generator:
         return int(self.random.integers(self.values[name].ndim))
 
 
-Drawn = tuple[str, Sequence[str], bool]
+Drawn = tuple[str, Sequence[str]]
 SHAPES = [(3,), (3,), (2, 3), (2, 3), (2, 3), (3, 3), (2, 2, 3), (1, 3), (4,), ()]
 
 
-def _plain(code: str, view: bool = False, fits: Callable[[Array], bool] = lambda x: True) -> Any:
+def _plain(code: str, fits: Callable[[Array], bool] = lambda x: True) -> Any:
     """An operation on any one variable."""
 
     def draw(g: Generator) -> Drawn:
         name = g.pick(fits)
-        return code, [name], view
+        return code, [name]
 
     return draw
 
 
-def _pair(code: str, *, view: bool = False, apart: bool = False, fits: Any = None) -> Any:
+def _pair(code: str, *, fits: Any = None) -> Any:
     """An operation on two variables of one shape."""
 
     def draw(g: Generator) -> Drawn:
         first = g.pick()
-        second = g.like(first, apart=apart)
+        second = g.like(first)
         if fits is not None and not fits(g.values[second]):
             raise _Unfit
-        return code, [first, second], view
+        return code, [first, second]
 
     return draw
 
 
-def _with_data(code: str, view: bool, positive: bool = False) -> Any:
+def _with_data(code: str, positive: bool = False) -> Any:
     """An operation on a variable and new data of its shape."""
 
     def draw(g: Generator) -> Drawn:
         name = g.pick()
-        return code, [name, g.input(g.values[name].shape, False, positive)], view
+        return code, [name, g.input(g.values[name].shape, False, positive)]
 
     return draw
 
 
-def _along(code: str, view: bool = False, least: int = 1) -> Any:
+def _along(code: str, least: int = 1) -> Any:
     """An operation on a variable along AXIS."""
 
     def draw(g: Generator) -> Drawn:
@@ -341,7 +336,7 @@ def _along(code: str, view: bool = False, least: int = 1) -> Any:
         axis = g.axis(name)
         if g.values[name].shape[axis] < least:
             raise _Unfit
-        return code.replace("AXIS", str(axis)), [name], view
+        return code.replace("AXIS", str(axis)), [name]
 
     return draw
 
@@ -352,13 +347,13 @@ def _reshape(g: Generator) -> Drawn:
     size = g.values[name].size
     shapes = [(size,), (size, 1), (1, size), (*shape, 1), shape[::-1]]
     shapes += [(k, size // k) for k in (2, 3) if size % k == 0]
-    return f"{{0}}.reshape{tuple(map(int, g.choice(shapes)))}", [name], True
+    return f"{{0}}.reshape{tuple(map(int, g.choice(shapes)))}", [name]
 
 
 def _transpose(g: Generator) -> Drawn:
     name = g.pick(lambda x: x.ndim > 1)
     order = tuple(g.random.permutation(g.values[name].ndim).tolist())
-    return f"jnp.transpose({{0}}, {order})", [name], True
+    return f"jnp.transpose({{0}}, {order})", [name]
 
 
 def _slice(g: Generator) -> Drawn:
@@ -366,21 +361,21 @@ def _slice(g: Generator) -> Drawn:
     parts = [g.choice([":", "1:", ":-1", "::2", "::-1", "0", "-1", "None, :"])]
     if g.values[name].ndim > 1:
         parts.append(g.choice([":", "1:", "::2", "0"]))
-    return f"{{0}}[{', '.join(parts)}]", [name], True
+    return f"{{0}}[{', '.join(parts)}]", [name]
 
 
 def _take(g: Generator) -> Drawn:
     name = g.pick(lambda x: x.ndim > 0)
     axis = g.axis(name)
     index = g.random.integers(0, g.values[name].shape[axis], g.random.integers(1, 4))
-    return f"jnp.take({{0}}, {_literal(index)}, axis={axis})", [name], True
+    return f"jnp.take({{0}}, {_literal(index)}, axis={axis})", [name]
 
 
 def _take_along(g: Generator) -> Drawn:
     name = g.pick(lambda x: x.ndim > 0)
     shape = g.values[name].shape
     index = g.random.integers(0, shape[-1], (*shape[:-1], int(g.random.integers(1, 3))))
-    return f"jnp.take_along_axis({{0}}, {_literal(index)}, axis=-1)", [name], True
+    return f"jnp.take_along_axis({{0}}, {_literal(index)}, axis=-1)", [name]
 
 
 def _concatenate(g: Generator) -> Drawn:
@@ -392,28 +387,28 @@ def _concatenate(g: Generator) -> Drawn:
             a == b for i, (a, b) in enumerate(zip(x.shape, shape, strict=True)) if i != axis
         )
 
-    return f"jnp.concatenate([{{0}}, {{1}}], {axis})", [first, g.other([first], fits)], True
+    return f"jnp.concatenate([{{0}}, {{1}}], {axis})", [first, g.other(fits)]
 
 
 def _pad(g: Generator) -> Drawn:
     name = g.pick(lambda x: 0 < x.ndim < 3)
     widths = tuple(tuple(g.random.integers(0, 2, 2).tolist()) for _ in g.values[name].shape)
     fill = g.choice(["0.0", "0.5"])
-    return f"jnp.pad({{0}}, {widths}, constant_values={fill})", [name], True
+    return f"jnp.pad({{0}}, {widths}, constant_values={fill})", [name]
 
 
 def _broadcast(g: Generator) -> Drawn:
     name = g.pick(lambda x: x.ndim < 3)
     shape = (2, *g.values[name].shape)
-    return f"jnp.broadcast_to({{0}}[None], {shape})", [name], True
+    return f"jnp.broadcast_to({{0}}[None], {shape})", [name]
 
 
 def _where_data(g: Generator) -> Drawn:
     first = g.pick()
     mask = _literal(g.random.random(g.values[first].shape) < 0.5)
     if g.chance(0.4):
-        return f"jnp.where({mask}, {{0}}, 0.5)", [first], True
-    return f"jnp.where({mask}, {{0}}, {{1}})", [first, g.like(first)], True
+        return f"jnp.where({mask}, {{0}}, 0.5)", [first]
+    return f"jnp.where({mask}, {{0}}, {{1}})", [first, g.like(first)]
 
 
 def _set(g: Generator) -> Drawn:
@@ -422,20 +417,20 @@ def _set(g: Generator) -> Drawn:
     where = g.choice(["0", "-1", "1:", "jnp.array([1, 0])"])
     part = {"1:": (shape[0] - 1, *shape[1:]), "jnp.array([1, 0])": (2, *shape[1:])}
     part = part.get(where, shape[1:])
-    second = g.other([first], lambda x: x.shape == part)
-    return f"{{0}}.at[{where}].set({{1}})", [first, second], True
+    second = g.other(lambda x: x.shape == part)
+    return f"{{0}}.at[{where}].set({{1}})", [first, second]
 
 
 def _broadcast_pair(g: Generator) -> Drawn:
     """Two variables, the second of size 1 along an axis."""
     first = g.pick(lambda x: x.ndim > 0)
     axis = g.axis(first)
-    second = g.like(first, apart=True)
+    second = g.like(first)
     part = ", ".join([":"] * axis + [":1"])
     code = g.choice(["{0} + ", "{0} * ", "{0} - ", "{0} / (0.5 + jnp.square", "jnp.maximum({0}, "])
     tail = {"{0} / (0.5 + jnp.square": ")", "jnp.maximum({0}, ": ")"}.get(code, "")
     part = f"({{1}}[{part}])" if "square" in code else f"{{1}}[{part}]"
-    return code + part + tail, [first, second], False
+    return code + part + tail, [first, second]
 
 
 def _matmul(g: Generator) -> Drawn:
@@ -443,7 +438,7 @@ def _matmul(g: Generator) -> Drawn:
     shape = g.values[first].shape
     if g.chance(0.4):
         size = int(g.random.integers(2, 4))
-        return "{0} @ {1}", [first, g.input((shape[-1], size), False)], False
+        return "{0} @ {1}", [first, g.input((shape[-1], size), False)]
 
     def fits(x: Array) -> bool:
         if x.ndim == 1:
@@ -451,18 +446,18 @@ def _matmul(g: Generator) -> Drawn:
         batch = x.ndim > 2 and x.shape[:-2] != shape[:-2]
         return x.ndim > 0 and x.shape[-2] == shape[-1] and not batch and x.ndim in (2, len(shape))
 
-    return "{0} @ {1}", [first, g.other([first], fits, apart=True)], False
+    return "{0} @ {1}", [first, g.other(fits)]
 
 
 def _einsum(g: Generator) -> Drawn:
     first = g.pick(lambda x: x.ndim in (1, 2, 3))
-    second = g.like(first, apart=True)
+    second = g.like(first)
     codes = {
         1: ["i,i->", "i,j->ij", "i,i->i"],
         2: ["ij,ij->i", "ij,ij->", "ij,kj->ik", "ij,ik->jk", "ij,kj->jik", "ij,ij->j"],
         3: ["bij,bkj->bik", "bij,bij->b", "bij,bij->ij", "bij,cij->bc", "bij,bik->bjk"],
     }[g.values[first].ndim]
-    return f"jnp.einsum('{g.choice(codes)}', {{0}}, {{1}})", [first, second], False
+    return f"jnp.einsum('{g.choice(codes)}', {{0}}, {{1}})", [first, second]
 
 
 def _convolve(g: Generator) -> Drawn:
@@ -479,9 +474,9 @@ def _convolve(g: Generator) -> Drawn:
         filters = "{1}"
     else:
         size = math.prod(kernel)
-        second = g.other([first], lambda x: x.size >= size, apart=True)
+        second = g.other(lambda x: x.size >= size)
         filters = f"{{1}}.ravel()[:{size}].reshape{kernel}"
-    return f"jax.lax.conv_general_dilated({image}, {filters}, {options})[0]", [first, second], False
+    return f"jax.lax.conv_general_dilated({image}, {filters}, {options})[0]", [first, second]
 
 
 def _window(g: Generator) -> Drawn:
@@ -490,21 +485,21 @@ def _window(g: Generator) -> Drawn:
     ones = (1,) * (g.values[name].ndim - 1)
     stride, pad = g.choice([1, 2]), g.choice(["SAME", "VALID"])
     code = f"jax.lax.reduce_window({{0}}, {kind}, {(*ones, 2)}, {(*ones, stride)}, '{pad}')"
-    return code, [name], False
+    return code, [name]
 
 
 def _scatter_add(g: Generator) -> Drawn:
     first = g.pick(lambda x: x.ndim > 0)
     shape = g.values[first].shape
-    second = g.other([first], lambda x: x.ndim == len(shape) and x.shape[1:] == shape[1:])
+    second = g.other(lambda x: x.ndim == len(shape) and x.shape[1:] == shape[1:])
     index = g.random.integers(0, shape[0], g.values[second].shape[0])
-    return f"{{0}}.at[{_literal(index)}].add({{1}})", [first, second], False
+    return f"{{0}}.at[{_literal(index)}].add({{1}})", [first, second]
 
 
 def _segments(g: Generator) -> Drawn:
     name = g.pick(lambda x: x.ndim > 0)
     index = g.random.integers(0, 3, g.values[name].shape[0])
-    return f"jax.ops.segment_sum({{0}}, {_literal(index)}, 3)", [name], False
+    return f"jax.ops.segment_sum({{0}}, {_literal(index)}, 3)", [name]
 
 
 def _reduce(functions: Sequence[str]) -> Any:
@@ -512,26 +507,26 @@ def _reduce(functions: Sequence[str]) -> Any:
         name = g.pick(lambda x: x.ndim > 0)
         axis = g.choice([None, g.axis(name)])
         keep = ", keepdims=True" if g.chance(0.4) else ""
-        return f"{g.choice(functions)}({{0}}, axis={axis}{keep})", [name], False
+        return f"{g.choice(functions)}({{0}}, axis={axis}{keep})", [name]
 
     return draw
 
 
 def _top_k(g: Generator) -> Drawn:
     name = g.pick(lambda x: x.ndim > 0 and x.shape[-1] > 1)
-    return "jax.lax.top_k({0}, 2)[0]", [name], False
+    return "jax.lax.top_k({0}, 2)[0]", [name]
 
 
 def _clip(g: Generator) -> Drawn:
     name = g.pick()
     low, high = g.choice([("-0.5", "0.5"), ("0.0", "jnp.inf"), ("-1.0", "-1.0")])
-    return f"jnp.clip({{0}}, {low}, {high})", [name], False
+    return f"jnp.clip({{0}}, {low}, {high})", [name]
 
 
 def _curve(g: Generator) -> Drawn:
     code, low, high = g.choice(list(g.curves.values()))
     name = g.pick(lambda x: bool(np.all((x >= low) & (x <= high))))
-    return code, [name], False
+    return code, [name]
 
 
 def _domain(code: str, low: float = -math.inf, high: float = math.inf) -> tuple[str, float, float]:
@@ -574,11 +569,11 @@ def _compare(g: Generator) -> Drawn:
     first = g.pick()
     sign = g.choice([">", ">=", "<", "<=", "==", "!="])
     if g.chance(0.5):
-        return f"{{0}} {sign} {g.choice(['0.0', '0.5', '-1.0'])}", [first], False
+        return f"{{0}} {sign} {g.choice(['0.0', '0.5', '-1.0'])}", [first]
     second = g.like(first)
     if second == first:
         raise _Unfit
-    return f"{{0}} {sign} {{1}}", [first, second], False
+    return f"{{0}} {sign} {{1}}", [first, second]
 
 
 def _logic(g: Generator) -> Drawn:
@@ -587,20 +582,20 @@ def _logic(g: Generator) -> Drawn:
     pairs = [n for n, x in g.values.items() if x.dtype == bool and x.shape == shape]
     code = g.choice(["{0} & {1}", "{0} | {1}", "{0} ^ {1}", "~{0}", "jnp.any({0})", "jnp.all({0})"])
     operands = [first, g.choice(pairs)] if "{1}" in code else [first]
-    return code, operands, False
+    return code, operands
 
 
 def _where(g: Generator) -> Drawn:
     mask = g.pick(dtype=bool)
     shape = g.values[mask].shape
-    first = g.other([mask], lambda x: x.shape == shape)
+    first = g.other(lambda x: x.shape == shape)
     if g.chance(0.4):
-        return f"jnp.where({{0}}, {{1}}, {g.choice(['0.0', '1.0'])})", [mask, first], False
-    return "jnp.where({0}, {1}, {2})", [mask, first, g.like(first)], False
+        return f"jnp.where({{0}}, {{1}}, {g.choice(['0.0', '1.0'])})", [mask, first]
+    return "jnp.where({0}, {1}, {2})", [mask, first, g.like(first)]
 
 
 def _cast(g: Generator) -> Drawn:
-    return "{0}.astype(jnp.float32)", [g.pick(dtype=bool)], True
+    return "{0}.astype(jnp.float32)", [g.pick(dtype=bool)]
 
 
 def _scan(g: Generator) -> Drawn:
@@ -619,26 +614,22 @@ def _scan(g: Generator) -> Drawn:
     )
     if len(shape) == 1 and g.chance(0.5):
         square = (shape[0], shape[0])
-        weight = (
-            g.other([inputs], lambda x: x.shape == square, apart=True)
-            if g.chance(0.6)
-            else g.input(square, False)
-        )
+        weight = g.other(lambda x: x.shape == square) if g.chance(0.6) else g.input(square, False)
         body = g.choice(["(jnp.tanh(c @ {1} + x), c)", "(c @ {1}, c + x)"])
         start = f"jnp.zeros({shape}, jnp.float32)"
-        return f"jax.lax.scan(lambda c, x: {body}, {start}, {{0}}{tail}", [inputs, weight], False
+        return f"jax.lax.scan(lambda c, x: {body}, {start}, {{0}}{tail}", [inputs, weight]
     if g.chance(0.5):
-        start = g.other([inputs], lambda x: x.shape == shape)
-        return f"jax.lax.scan(lambda c, x: {body}, {{1}}, {{0}}{tail}", [inputs, start], False
+        start = g.other(lambda x: x.shape == shape)
+        return f"jax.lax.scan(lambda c, x: {body}, {{1}}, {{0}}{tail}", [inputs, start]
     start = f"jnp.zeros({shape}, jnp.float32)"
-    return f"jax.lax.scan(lambda c, x: {body}, {start}, {{0}}{tail}", [inputs], False
+    return f"jax.lax.scan(lambda c, x: {body}, {start}, {{0}}{tail}", [inputs]
 
 
 def _fori(g: Generator) -> Drawn:
     first = g.pick()
     body = g.choice(["jnp.tanh(c) + {1}", "0.5 * c + {1}", "jnp.maximum(c, {1}) - 0.5", "c * {1}"])
-    second = g.like(first, apart=True)
-    return f"jax.lax.fori_loop(0, 3, lambda i, c: {body}, {{0}})", [first, second], False
+    second = g.like(first)
+    return f"jax.lax.fori_loop(0, 3, lambda i, c: {body}, {{0}})", [first, second]
 
 
 def _map(g: Generator) -> Drawn:
@@ -646,7 +637,7 @@ def _map(g: Generator) -> Drawn:
     kind = g.choice(["jax.lax.map(FN, {0})", "jax.vmap(FN)({0})", "jax.jit(FN)({0})"])
     kind = g.choice([kind, "jax.checkpoint(FN)({0})"])
     body = g.choice(["jnp.tanh(r) + 1.0", "r - jnp.sum(r)", "jnp.max(r)", "r * 2.0"])
-    return kind.replace("FN", f"lambda r: {body}"), [name], False
+    return kind.replace("FN", f"lambda r: {body}"), [name]
 
 
 def _cond(g: Generator) -> Drawn:
@@ -655,7 +646,7 @@ def _cond(g: Generator) -> Drawn:
         ["jnp.tanh, lambda a: -a", "lambda a: a * 2.0, jnp.square", "lambda a: a, jnp.zeros_like"]
     )
     where = g.input((1,), False)
-    return f"jax.lax.cond({{1}}[0] > 0.0, {branches}, {{0}})", [name, where], False
+    return f"jax.lax.cond({{1}}[0] > 0.0, {branches}, {{0}})", [name, where]
 
 
 def _frozen(g: Generator) -> Drawn:
@@ -668,23 +659,23 @@ def _frozen(g: Generator) -> Drawn:
             "{0} / jax.lax.stop_gradient(jnp.max(jnp.abs({0})) + 1.0)",
         ]
     )
-    return code, [first], False
+    return code, [first]
 
 
 VIEWS = [
     _reshape, _transpose, _slice, _slice, _take, _take_along, _concatenate, _pad, _broadcast,
-    _where_data, _set, _along("jnp.flip({0}, AXIS)", True), _along("jnp.roll({0}, 1, AXIS)", True),
-    _along("jnp.repeat({0}, 2, AXIS)", True),
-    _plain("-{0}", True), _plain("2.0 * {0}", True), _plain("{0} + 0.5", True),
-    _plain("1.0 - {0}", True), _with_data("{0} * {1}", True), _with_data("{0} + {1}", True),
-    _with_data("{0} / {1}", True, True), _pair("jnp.stack([{0}, {1}])", view=True),
-    _along("jax.lax.dynamic_slice_in_dim({0}, 1, 1, AXIS)", True),
+    _where_data, _set, _along("jnp.flip({0}, AXIS)"), _along("jnp.roll({0}, 1, AXIS)"),
+    _along("jnp.repeat({0}, 2, AXIS)"),
+    _plain("-{0}"), _plain("2.0 * {0}"), _plain("{0} + 0.5"),
+    _plain("1.0 - {0}"), _with_data("{0} * {1}"), _with_data("{0} + {1}"),
+    _with_data("{0} / {1}", positive=True), _pair("jnp.stack([{0}, {1}])"),
+    _along("jax.lax.dynamic_slice_in_dim({0}, 1, 1, AXIS)"),
 ]  # fmt: skip
 SUMS = [
-    _pair("{0} + {1}"), _pair("{0} - {1}"), _pair("{0} * {1}", apart=True),
+    _pair("{0} + {1}"), _pair("{0} - {1}"), _pair("{0} * {1}"),
     _pair("{0} / (jnp.square({1}) + 0.5)"), _plain("{0} * {0}"),
-    _pair("{0} / {1}", apart=True, fits=lambda x: bool(np.all(np.abs(x) > 0.3))),
-    _with_data("{1} / (jnp.square({0}) + 0.5)", False),
+    _pair("{0} / {1}", fits=lambda x: bool(np.all(np.abs(x) > 0.3))),
+    _with_data("{1} / (jnp.square({0}) + 0.5)"),
     _broadcast_pair, _broadcast_pair, _matmul, _matmul, _matmul, _einsum, _convolve, _window,
     _along("jnp.cumsum({0}, AXIS)"), _reduce(["jnp.sum", "jnp.mean", "jnp.sum"]),
     _scatter_add, _segments, _reduce(["jnp.prod", "jnp.var", "jnp.std"]),
@@ -692,10 +683,10 @@ SUMS = [
 ]  # fmt: skip
 EXTREMA = [
     _pair("jnp.maximum({0}, {1})"), _pair("jnp.minimum({0}, {1})"),
-    _plain("jnp.maximum({0}, 0.25)"), _with_data("jnp.minimum({0}, {1})", False),
+    _plain("jnp.maximum({0}, 0.25)"), _with_data("jnp.minimum({0}, {1})"),
     _reduce(["jnp.max", "jnp.min", "jnp.max"]), _window, _clip, _along("jnp.sort({0}, AXIS)"),
     _top_k, _along("jax.lax.cummax({0}, AXIS)"), _along("jax.lax.cummin({0}, AXIS)"),
-    _reduce(["jnp.ptp"]), _with_data("jnp.clip({0}, {1} - 0.5, {1} + 0.5)", False),
+    _reduce(["jnp.ptp"]), _with_data("jnp.clip({0}, {1} - 0.5, {1} + 0.5)"),
 ]  # fmt: skip
 COMPOSITES = [
     _along("jax.nn.softmax({0}, AXIS)"), _along("jax.nn.log_softmax({0}, AXIS)"),
@@ -827,34 +818,35 @@ def check(program: Program) -> None:
             program.function, program.argnums, metric=program.metric, schedule="parallel"
         )
         try:
-            signature, parameters, data = solve._split(tuple(program.arguments), {})
-            graph = solve._graph(signature, parameters, data)
+            graph = solve.trace(*program.arguments)
         except pjax.PjaxError as error:
             raise Refused(str(error)) from error
     with _guard("lower"):
-        run = _Run(graph, solve._metric, parameters, data)
-    problem = run.problem
+        arrays = solve.arrays(*program.arguments)
+        problem = Problem.forward(graph, pjax.Metric(paths=program.metric), *arrays)
+        problem.prepare()
     # With the compiled projections.
     problem.project = functools.partial(_project, problem)  # pyright: ignore
-    _check_forward(program, run)
-    for variable, mass in problem.masses.items():
-        mass = np.asarray(mass)
+    _check_forward(program, problem)
+    for variable in graph.variables:
+        mass = np.asarray(problem.mass(variable))
         if not np.all((mass > 0) & np.isfinite(mass)):
             raise Failure("mass", f"{variable} weighs {mass.tolist()}")
     with _guard("gaps"):
-        gaps = np.asarray(run.copy_free.gaps(run.values))
-    env = dict(zip(graph.variables, run.values, strict=True))
+        gaps = np.asarray(problem.gaps(problem.values))
+    env = problem.start
     for c, gap in zip(graph.constraints, gaps, strict=True):
         if not np.isfinite(gap):
             raise Failure("NaN", f"gap of {c.name} at the start is {gap}\n  {c.label}")
         if c.out is not None:
             unit = _largest(env[c.out], *problem.operands(c, env))
-            heaviest = _largest(problem.masses[c.out], *(w or 0.0 for w in problem.weights[c]))
+            heaviest = _largest(problem.mass(c.out), *(w or 0.0 for w in problem.weights[c]))
             if gap > heaviest * (1e-3 * unit) ** 2:
                 raise Failure("start", f"gap of {c.name} is {gap} at the forward values")
     with _guard("step"):
         solver = pjax.AlternatingProjections(momentum=0.9)
-        space, carry = run.copy_free, solver.init(run.copy_free, run.values)
+        space = CopyFree(problem)
+        carry = solver.init(space, problem.values)
         for step in range(2):
             carry, distances = solver.step(space, carry)
             for c, distance in zip(graph.constraints, np.asarray(distances), strict=True):
@@ -863,7 +855,7 @@ def check(program: Program) -> None:
             for variable, x in zip(graph.variables, solver.values(space, carry), strict=True):
                 if not np.all(np.isfinite(x)):
                     raise Failure("NaN", f"step {step}: {variable} is {np.asarray(x).tolist()}")
-    _check_projections(run)
+    _check_projections(problem)
 
 
 class _guard:  # noqa: N801
@@ -882,31 +874,31 @@ class _guard:  # noqa: N801
         raise Failure(f"crash in {self.stage}, {kind.__name__}", "".join(lines)) from error
 
 
-def _project(problem: Any, c: Constraint, operands: Sequence[Any], target: Any) -> Projection:
+def _project(problem: Problem, c: Constraint, operands: Sequence[Any], target: Any) -> Projection:
     """`Problem.project`, compiled."""
-    unread = None if c.out is None else problem._unread[c.out]
+    unread = None if c.out is None else problem.totals[c.out][1]
     if unread is not None:
         target = jnp.where(unread, c.rule.apply(c.params, *operands), target)
-    return project(c, operands, target, problem.metric(c))
+    return project(c, operands, target, problem.weights_at(c))
 
 
-def _check_forward(program: Program, run: Any) -> None:
+def _check_forward(program: Program, problem: Problem) -> None:
     with _guard("forward"):
         own = jax.tree.leaves(program.function(*program.arguments))
-        for i, (value, expected) in enumerate(zip(run.graph.program.outputs, own, strict=True)):
-            if value not in run.problem.data:
+        for i, (value, expected) in enumerate(zip(problem.graph.program.outputs, own, strict=True)):
+            if value not in problem.data:
                 continue  # no output constraint needs it
-            found = np.asarray(run.problem.data[value], np.float32)
+            found = np.asarray(problem.data[value], np.float32)
             expected = np.asarray(expected, np.float32)
             close = functools.partial(np.allclose, found, expected, rtol=1e-4)
             atol = 1e-5 * _largest(expected)
-            if close(atol=atol) or close(atol=atol + 10 * _rounding(program, i, expected)):
+            if close(atol=atol) or close(atol=atol + 10 * rounding(program, i, expected)):
                 continue
             found, expected = found.tolist(), expected.tolist()
             raise Failure("forward", f"{value} is {found}, the function says {expected}")
 
 
-def _rounding(program: Program, output: int, expected: Array) -> float:
+def rounding(program: Program, output: int, expected: Array) -> float:
     """How far an output is moved by the last bits of all values, which are rounded somehow.
 
     A standardised constant is, by much: what rounding has left of it is divided by √ε.
@@ -931,11 +923,11 @@ def _largest(*arrays: Any) -> float:
     return max(1e-3, *(float(np.max(x, where=np.isfinite(x), initial=0.0)) for x in entries))
 
 
-def _check_projections(run: Any) -> None:
+def _check_projections(problem: Problem) -> None:
     """Random points of random weights onto every constraint, in private copies."""
-    problem, random = run.problem, np.random.default_rng(0)
-    expanded = expand_copies(run.graph).constraints
-    for c, private in zip(run.graph.constraints, expanded, strict=True):
+    graph, random = problem.graph, np.random.default_rng(0)
+    expanded = expand_copies(graph).constraints
+    for c, private in zip(graph.constraints, expanded, strict=True):
         if c.out is None:
             continue
         for scale in (0.3, 3.0):
@@ -953,7 +945,7 @@ def _noise(random: np.random.Generator, x: Any, scale: float) -> Array:
     return np.asarray(x + scale * random.normal(size=x.shape), np.float32)
 
 
-def _seen(problem: Any, view: View) -> Array:
+def _seen(problem: Problem, view: View) -> Array:
     """Where what a constraint reads depends on variables; rules may rely on the zeros elsewhere."""
     ends = [view(problem.data, *(fill(b.shape, b.dtype) for b in view.bases)) for fill in _ENDS]
     return np.asarray(ends[0] != ends[1])
@@ -962,14 +954,14 @@ def _seen(problem: Any, view: View) -> Array:
 _ENDS = (jnp.zeros, jnp.ones)
 
 
-def _weights(problem: Any, c: Constraint, random: np.random.Generator) -> Weights:
+def _weights(problem: Problem, c: Constraint, random: np.random.Generator) -> Weights:
     """Those of the metric; of the output, random powers of two, by which division is exact."""
     out = 2.0 ** random.integers(-5, 6, c.out.shape)
     return Weights(problem.weights[c], np.asarray(out, np.float32))
 
 
 def _check_private(
-    problem: Any, named: Constraint, c: Constraint, scale: float, random: np.random.Generator
+    problem: Problem, named: Constraint, c: Constraint, scale: float, random: np.random.Generator
 ) -> None:
     """Feasible, as near as it says and no farther than (x0, f(x0)), and stays there."""
     operands = [
@@ -1047,7 +1039,7 @@ def _squares(weights: Weights, moved: Any, operands: Any, out: Any, target: Any)
 
 
 def _check_shared(
-    problem: Any, c: Constraint, expanded: Constraint, scale: float, random: np.random.Generator
+    problem: Problem, c: Constraint, expanded: Constraint, scale: float, random: np.random.Generator
 ) -> None:
     """The moments without copies are those of explicit copies that agree."""
     values = {v: _noise(random, np.asarray(x), scale) for v, x in problem.start.items()}

@@ -125,6 +125,40 @@ def test_own_sets():
     np.testing.assert_array_equal(x, [0.0, 3.0])
 
 
+def rule_of(function, x):
+    """The rule of the only constraint."""
+    (eqn,) = (e for e in jax.make_jaxpr(function)(x).eqns if e.primitive.name == "constrain")
+    return eqn.params["rule"]
+
+
+def test_the_rule_tells_whether_its_set_is_convex():
+    class Integers(sets.Set):
+        def project(self, x):
+            return jnp.round(x)
+
+    class Plane(sets.Set):
+        convex = True
+
+        def project(self, x):
+            return x - jnp.mean(x)
+
+    for region, convex in [*((kind, True) for kind in KINDS), (Integers(), False), (Plane(), True)]:
+        rule = rule_of(lambda x, region=region: pjax.constrain(x, region), X)
+        assert rule.convex is convex and rule.movable == 1
+    bounds = jnp.array([1.0, 2.0])
+    rule = rule_of(lambda b: pjax.constrain(X, sets.Box(-b[0], b[1])), bounds)
+    assert rule.convex
+
+
+def test_the_set_itself_is_data():
+    def function(x, bound):
+        pjax.constrain(x, sets.Box(-bound, 2 * bound))
+
+    train = pjax.project(function, argnums=(0, 1), solver=pjax.AlternatingProjections())
+    with pytest.raises(pjax.TraceError, match="only the first argument may depend on var"):
+        train(X, jnp.array(1.0))
+
+
 @pytest.mark.parametrize(
     "region", [sets.Equal(jnp.ones(3)), sets.Box(jnp.ones((3, 1)), 2.0), sets.Ball(1.0, axis=2)]
 )

@@ -50,6 +50,7 @@ LAYOUTS = {
         "reduce_window_max reduce_window_min reduce_window_sum"
     ),
     "dimensions new_sizes sharding": "reshape",
+    "levels": "quantize",  # of pjax-trace itself
     "dimensions": "rev squeeze",
     "rounding_method": "round",
     ("dimension_numbers indices_are_sorted mode unique_indices update_consts update_jaxpr"): (

@@ -1,5 +1,7 @@
 """Bad input: each kind stops with a message that says what is wrong, where, and what to do."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -230,7 +232,7 @@ def fragile(x):
 
 
 @fragile.defprojection
-def _(operands, out, weights):
+def at_most_one(operands, out, weights):
     (x,), (wx,), wz = operands, weights.operands, weights.out
     mean = (wx * x + wz * out) / (wx + wz)
     mean = jnp.where(mean > 1, jnp.nan, mean)
@@ -269,7 +271,7 @@ def test_the_constraint_that_failed_first_is_named():
     def slow(x):
         return x
 
-    slow.defprojection(fragile._rule._project)
+    slow.defprojection(at_most_one)
 
     def function(w):
         pjax.constrain(slow(w[0]), sets.Equal(1.5))
@@ -364,23 +366,39 @@ def test_labels_that_are_variables():
 
 
 def test_a_variable_times_itself():
-    def gram(w, x):
-        return losses.squared_error(w @ w.T, x)
+    """It is no error: both factors are copies of one variable, and agree in the end."""
 
-    message = refused(pjax.TraceError, "multiplies a variable with itself", gram, W, jnp.eye(3))
-    assert line(gram, "w @ w.T") in message and "square" in message
+    def gram(w):
+        pjax.constrain(w @ w.T, sets.Equal(jnp.diag(jnp.array([2.0, 1.0]))))
 
     def shifted(w):
-        return losses.squared_error(w * (w + 1.0), jnp.ones((3, 2)))
+        pjax.constrain(w * (w + 1.0), sets.Equal(6.0))
 
-    refused(pjax.TraceError, "multiplies a variable with itself", shifted, W)
+    for function, start in ((gram, jnp.array([[1.0, 0.2], [0.3, 1.5]])), (shifted, W + 1.0)):
+        graph = pjax.project(function, schedule="parallel").trace(start)
+        product, _ = graph.constraints
+        assert [view.bases for _, view in product.reads] == [graph.parameters] * 2
+        free, explicit = solved_both_ways(function, start, steps=5)
+        np.testing.assert_allclose(free, explicit, rtol=1e-5, atol=1e-6)
+        w, info = pjax.project(function, solver=pjax.AlternatingProjections(), steps=500)(start)
+        assert info.gap < 1e-3
+    np.testing.assert_allclose(w * (w + 1.0), 6.0, atol=1e-3)
     # Two parts of one array are two variables, and x * x is a square.
-    pjax.project(
-        lambda w: losses.squared_error(w[0] * w[1], jnp.ones(2)), schedule="parallel"
-    ).trace(W)
-    pjax.project(
-        lambda w: losses.squared_error(w * w, jnp.ones((3, 2))), schedule="parallel"
-    ).trace(W)
+    for function, family in (
+        (lambda w: losses.squared_error(w[0] * w[1], jnp.ones(2)), "sum"),
+        (lambda w: losses.squared_error(w * w, jnp.ones((3, 2))), "elementwise"),
+    ):
+        graph = pjax.project(function, schedule="parallel").trace(W)
+        assert [c.rule.family for c in graph.constraints] == [family, "loss"]
+
+
+def solved_both_ways(function, start, steps):
+    """Where alternating projections end without copies, and with them."""
+    solver = pjax.AlternatingProjections()
+    return [
+        pjax.project(function, solver=solver, steps=steps, copies=copies)(start)[0]
+        for copies in (False, True)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -460,13 +478,19 @@ def test_modules_may_hold_integers():
     np.testing.assert_array_equal(new.n, [0, 1])
 
 
-def test_indices_that_are_known_tell_parts_of_an_array_apart():
-    """Two parts are two variables; two parts that overlap are one variable twice."""
+def test_parts_of_an_array_may_overlap():
+    """Of parts that overlap, what is in both is read twice by one equation, or by two."""
 
     def parts(w, second):
         first = jnp.array([0, 1])
-        return losses.squared_error(jnp.take(w, first) * w[jnp.array(second)], jnp.ones(2))
+        pjax.constrain(jnp.take(w, first) * w[jnp.array(second)], sets.Equal(1.0))
 
     w = jnp.array([0.5, 1.0, 1.5])
-    pjax.project(lambda w: parts(w, [2, 2]), schedule="parallel").trace(w)
-    refused(pjax.TraceError, "multiplies a variable with itself", lambda w: parts(w, [2, 1]), w)
+    for second in ([2, 2], [2, 1], [0, 1], [1, 0]):
+        function = functools.partial(parts, second=second)
+        free, explicit = solved_both_ways(function, w, steps=5)
+        np.testing.assert_allclose(free, explicit, rtol=1e-5, atol=1e-6)
+        found, info = pjax.project(function, solver=pjax.AlternatingProjections(), steps=500)(w)
+        assert info.gap < 1e-3
+        np.testing.assert_allclose(found[jnp.array(second)] * found[:2], 1.0, atol=1e-3)
+        np.testing.assert_array_equal(found[2] == w[2], 2 not in second)

@@ -1,6 +1,7 @@
 """What ``explain`` says: every number against the lowering, and never an error about rules."""
 
 import functools
+import re
 
 import equinox as eqx
 import jax
@@ -10,9 +11,11 @@ import pytest
 
 import pjax_trace as pjax
 from pjax_trace import _compat
-from pjax_trace import explain as explain_module
-from pjax_trace.explain import MANY, WIDTH, explanation
-from pjax_trace.project import _Run
+from pjax_trace.explain import explanation
+from pjax_trace.explanation import MANY
+from pjax_trace.spaces import Copies
+from pjax_trace.text import WIDTH, number, size_in_bytes
+from tests.problems import problem_of
 
 mystery_p = _compat.new_primitive(
     "mystery",
@@ -102,15 +105,9 @@ def example(name, copies=False):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_sizes_are_those_of_the_lowering(name):
     fn, args = PROGRAMS[name]
-    projected = pjax.project(fn, schedule="parallel")
-    signature, parameters, data = projected._split(args, {})
-    graph = projected._graph(signature, parameters, data)
-
-    def points(parameters, data):
-        run = _Run(graph, pjax.Metric(), parameters, data)
-        return run.values, run.copies.expand(run.values)
-
-    values, copies = jax.eval_shape(points, parameters, data)
+    problem = problem_of(fn, *args)
+    graph, values = problem.graph, problem.values
+    copies = Copies(problem).expand(values)
     e = example(name)
     assert e.copies == sum(x.size for x in copies)
     assert e.copy_bytes == sum(x.size * x.dtype.itemsize for x in copies)
@@ -364,6 +361,66 @@ def test_the_method_prints(capsys):
 def test_numbers_have_three_digits():
     numbers = {0: "0", 999: "999", 1000: "1.0 k", 99_940: "99.9 k", 99_960: "100 k", 2e18: "2000 P"}
     for n, text in numbers.items():
-        assert explain_module._number(n) == text
-    assert explain_module._number(None) == "–"
-    assert explain_module._bytes(12) == "12 B" and explain_module._bytes(1200) == "1.2 kB"
+        assert number(n) == text
+    assert number(None) == "–"
+    assert size_in_bytes(12) == "12 B" and size_in_bytes(1200) == "1.2 kB"
+
+
+def recurrent(params, x):
+    def step(h, x):
+        h = jnp.tanh(h @ params["w"] + x[None] @ params["u"])
+        return h, h
+
+    _, hs = jax.lax.scan(step, jnp.zeros((1, 4)), x)
+    return pjax.losses.squared_error(hs[:, 0] @ params["v"], jnp.zeros((len(x), 2)))
+
+
+RECURRENT = {"u": normal(0, 3, 4), "v": normal(1, 4, 2), "w": normal(2, 4, 4)}
+
+
+def test_a_sweep_has_neither_copies_nor_colours(capsys):
+    fn, args = PROGRAMS["mlp"]
+    pjax.project(fn).explain(*args)
+    swept = capsys.readouterr().out
+    pjax.project(fn, schedule="parallel").explain(*args)
+    projected = capsys.readouterr().out
+    assert swept.splitlines()[0] == projected.splitlines()[0]
+    assert "copies" in projected and "in bytes" in projected and "per step" in projected
+    assert "copies" not in swept and "in bytes" not in swept and "memory" not in swept
+    assert re.search(r"\nflops +[\d.]+ k per sweep, [\d.]+ times the [\d.]+ of a forward", swept)
+    assert all(len(line) <= WIDTH for line in swept.splitlines())
+    graph = pjax.project(fn).trace(*args)
+    table = swept.split("\n\n")[1].splitlines()
+    named = [line.split()[0] for line in table[1:] if not line.startswith("    ")]
+    assert named == [c.name for c in graph.constraints]
+
+
+def test_a_scan_of_a_sweep_is_one_operation(capsys):
+    flops = {}
+    for length in (11, 21):
+        parameters, data = jax.tree.leaves(RECURRENT), [normal(3, length, 3)]
+        e = explanation(
+            lambda p, d: recurrent(dict(zip("uvw", p, strict=True)), *d),
+            parameters,
+            data,
+            names="uvwx",
+            schedule="sweep",
+        )
+        assert [row.name for row in e.rows] == ["scan", "scan_1", "dot_general", "squared_error"]
+        assert {row.rule for row in e.rows[:2]} == {"LoopRule"}
+        assert all(row.colour == "" and row.copies == row.copy_bytes == 0 for row in e.rows)
+        flops[length] = np.array([e.forward_flops, e.rows[0].flops])
+        assert e.rows[1].flops == 0  # the scan is counted once
+    forward, back = (flops[21] - flops[11]) / 10
+    products = 2 * 4 * 4 + 2 * 3 * 4
+    assert products + 2 * 4 * 2 <= forward <= 2 * products
+    assert products <= back <= 3 * products
+    # As a whole, a sweep is a forward pass at least, and all the ways back.
+    pjax.project(recurrent).explain(RECURRENT, normal(3, 21, 3))
+    text = capsys.readouterr().out
+    (whole, unit), (times,) = (
+        re.search(pattern, text).groups()
+        for pattern in (r"\nflops +([\d.]+) (k?)", r"per sweep, ([\d.]+) times")
+    )
+    assert unit == "k" and 1000 * float(whole) > flops[21].sum()
+    np.testing.assert_allclose(1000 * float(whole) / float(times), flops[21][0], rtol=0.05)

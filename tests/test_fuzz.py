@@ -83,8 +83,8 @@ def test_a_projection_that_is_not_nearest_is_found():
 
 
 def test_a_refusal_is_no_failure():
-    program = example("jnp.sum({0} * jnp.flip({0}))[None] * {0}")
-    with pytest.raises(fuzz.Refused, match="square"):
+    program = example("jax.lax.lgamma({0})")
+    with pytest.raises(fuzz.Refused, match="lgamma"):
         fuzz.check(program)
     assert fuzz.failure_of(program) is None
 
@@ -98,6 +98,6 @@ def test_a_crash_is_a_failure():
 def test_what_rounding_alone_makes_is_no_failure():
     program = example("{0} - jax.lax.stop_gradient({0}) + 0.7615942", "jax.nn.standardize({0}, 0)")
     fuzz.check(program)
-    spread = fuzz._rounding(program, 1, np.zeros(3, np.float32))
+    spread = fuzz.rounding(program, 1, np.zeros(3, np.float32))
     assert 1e-6 < spread < 1e-3
-    assert fuzz._rounding(example("2.0 * {0}"), 1, np.array([1.0, -2.5, 4.0])) < 1e-5
+    assert fuzz.rounding(example("2.0 * {0}"), 1, np.array([1.0, -2.5, 4.0])) < 1e-5

@@ -12,8 +12,8 @@ import pjax_trace as pjax
 from pjax_trace import _compat, losses
 from pjax_trace.errors import InputError
 from pjax_trace.granularity import BlockRule
-from pjax_trace.project import _Run
-from pjax_trace.registry import Weights
+from pjax_trace.rule import Weights
+from tests.problems import copies_of, problem_of
 
 N, D, M = 5, 4, 3
 
@@ -229,13 +229,11 @@ def test_copies_and_none_agree_on_blocks(schedule):
 
 def test_constraints_of_a_colour_are_independent():
     """Each one, projected alone from the same state, moves its copies to where all together do."""
-    train = pjax.project(network, granularity="block", solver=pjax.DouglasRachford())
-    signature, parameters, data = train._split((PARAMS, X, Y), {})
-    graph = train._graph(signature, parameters, data)
-    space = _Run(graph, pjax.Metric(), parameters, data).copies
+    problem = problem_of(network, PARAMS, X, Y, granularity="block")
+    space = copies_of(problem)
     start = tuple(
         x + 0.1 * jnp.asarray(normal(i, *x.shape), x.dtype)
-        for i, x in enumerate(space.expand(_Run(graph, pjax.Metric(), parameters, data).values))
+        for i, x in enumerate(space.expand(problem.values))
     )
     for group in space.groups:
         together, distances = space.project(start, group)

@@ -7,15 +7,7 @@ import numpy as np
 import pytest
 
 import pjax_trace as pjax
-from pjax_trace.project import _Run
-
-
-def run(fn, params, *data, metric=None):
-    """A traced problem."""
-    projected = pjax.project(fn, schedule="parallel")
-    signature, parameters, arrays = projected._split((params, *data), {})
-    graph = projected._graph(signature, parameters, arrays)
-    return _Run(graph, metric or pjax.Metric(), parameters, arrays)
+from tests.problems import problem_of
 
 
 def normal(seed, *shape):
@@ -90,7 +82,7 @@ def identities(graph):
 @pytest.mark.parametrize("name", GRAPHS)
 def test_every_edge_joins_two_colours(name):
     fn, args = GRAPHS[name]
-    traced = run(fn, *args)
+    traced = problem_of(fn, *args)
     graph = traced.graph
     assert set(graph.colours) == {*graph.parameters, *graph.constraints}
     for c in graph.constraints:
@@ -115,22 +107,22 @@ def test_every_edge_joins_two_colours(name):
         np.testing.assert_array_equal(env[c.out], env[variable])
     for c in graph.constraints:
         if c.out is not None:
-            value = c.rule.apply(c.params, *traced.problem.operands(c, env))
+            value = c.rule.apply(c.params, *traced.operands(c, env))
             np.testing.assert_allclose(value, env[c.out], rtol=1e-5, atol=1e-5)
 
 
 def test_usual_networks_need_no_identity():
     for name in ("mlp", "residual", "tied"):
         fn, args = GRAPHS[name]
-        assert not identities(run(fn, *args).graph), name
+        assert not identities(problem_of(fn, *args).graph), name
 
 
 def test_identities_only_where_needed():
     """``relu(x) + x`` is an odd cycle: one identity, on one reader's side."""
-    (identity,) = identities(run(skip_relu, normal(0, 3)).graph)
+    (identity,) = identities(problem_of(skip_relu, normal(0, 3)).graph)
     assert identity.name == "x'"
     assert identity.source == "parameter x"
-    assert identities(run(triangle, (normal(0, 3), normal(1, 3))).graph)
+    assert identities(problem_of(triangle, (normal(0, 3), normal(1, 3))).graph)
 
 
 def test_readers_weigh_together():
@@ -142,8 +134,8 @@ def test_readers_weigh_together():
 
     params = {"w": normal(0, 3, 4), "b": normal(1, 4), "v": normal(2, 4, 7)}
     metric = pjax.Metric(hidden=0.5, outputs=3.0, paths={"params['w']": 2.0, "params['v']": 10.0})
-    traced = run(fit, params, normal(3, 128, 3), metric=metric)
-    masses = {v.name: traced.problem.masses[v] for v in traced.graph.variables}
+    traced = problem_of(fit, params, normal(3, 128, 3), metric=metric)
+    masses = {v.name: traced.mass(v) for v in traced.graph.variables}
     expected = {
         "params['w']": 2.0 * 128,
         "params['b']": 128.0,
@@ -160,17 +152,18 @@ def test_a_unit_read_by_128_rows_weighs_128():
     def fit(params):
         end(jax.nn.relu(params["h"]) @ params["w"])
 
-    traced = run(fit, {"h": normal(0, 1, 2), "w": normal(1, 2, 128)})
+    traced = problem_of(fit, {"h": normal(0, 1, 2), "w": normal(1, 2, 128)})
     (relu,) = [c for c in traced.graph.constraints if c.name == "max"]
-    np.testing.assert_allclose(traced.problem.masses[relu.out], 128.0)
+    np.testing.assert_allclose(traced.mass(relu.out), 128.0)
     # Two readers add up, and a view's readers count where they read.
-    graph = run(lambda h: (end(h + h[::-1][None][0] * 0 + 1), end(h[1:]), end(2 * h)), normal(0, 2))
-    mass = graph.problem.masses[graph.graph.parameters[0]]
-    np.testing.assert_allclose(mass, [5.0, 6.0])
+    traced = problem_of(
+        lambda h: (end(h + h[::-1][None][0] * 0 + 1), end(h[1:]), end(2 * h)), normal(0, 2)
+    )
+    np.testing.assert_allclose(traced.mass(traced.graph.parameters[0]), [5.0, 6.0])
 
 
 def test_print():
-    text = str(run(mlp, MODEL, normal(1, 5, 3)).graph)
+    text = str(problem_of(mlp, MODEL, normal(1, 5, 3)).graph)
     lines = text.splitlines()
     assert lines[0] == "ConsensusGraph: 6 parameters, 5 hidden variables, 6 constraints"
     for part in (
@@ -189,7 +182,7 @@ def test_print():
 
 
 def test_the_same_function_prints_the_same_graph():
-    first, second = (str(run(recurrent, SQUARE, normal(1, 4, 3)).graph) for _ in range(2))
+    first, second = (str(problem_of(recurrent, SQUARE, normal(1, 4, 3)).graph) for _ in range(2))
     assert first == second
     assert first == str(pjax.project(recurrent, schedule="parallel").trace(SQUARE, normal(1, 4, 3)))
 

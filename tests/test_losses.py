@@ -203,8 +203,55 @@ def test_other_bad_arguments():
     for width in (-1.0, float("inf"), float("nan")):
         with pytest.raises(pjax.InputError, match="margin must be finite and at least 0"):
             losses.margin(S, LABELS, margin=width)
-    with pytest.raises(pjax.InputError, match=r"targets of the same shape.*not \(6, 4\)"):
-        losses.squared_error(S, TARGETS[:, :4])
+    for targets in (TARGETS[:, :4], TARGETS[:, 0], TARGETS[None]):
+        with pytest.raises(pjax.InputError, match=r"targets of the same shape.*not \("):
+            losses.squared_error(S, targets)
+    with pytest.raises(pjax.InputError, match="predictions must be floating point, not int32"):
+        losses.squared_error(S.astype(jnp.int32), TARGETS)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (1, 5), (6, 1), (6, 5)])
+def test_targets_broadcast_to_the_predictions(shape):
+    goal = jnp.asarray(RNG.normal(size=shape), jnp.float32)
+    full = jnp.broadcast_to(goal, S.shape)
+    np.testing.assert_array_equal(losses.squared_error(S, goal), losses.squared_error(S, full))
+    found = step(lambda s: losses.squared_error(s, np.asarray(goal), lam=3.0), S)
+    np.testing.assert_allclose(found, (S + 3 * full) / 4, rtol=1e-5, atol=1e-6)
+
+
+def test_a_scalar_is_one_row_of_one_output():
+    def loss(p):
+        return losses.squared_error(3.0 * p, 1.0)
+
+    p = jnp.array(2.0)
+    np.testing.assert_allclose(loss(p), 12.5)
+    np.testing.assert_allclose(jax.grad(loss)(p), 15.0)
+    np.testing.assert_allclose(jax.vmap(loss)(jnp.array([2.0, 0.0])), [12.5, 0.5])
+    np.testing.assert_allclose(step(lambda p: losses.squared_error(p, 1.0, lam=4.0), p), 1.2)
+    for solver in (pjax.Sweep(), pjax.AlternatingProjections()):
+        found, _ = pjax.project(loss, solver=solver, steps=400)(p)
+        np.testing.assert_allclose(found, 1 / 3, rtol=1e-2)
+    with pytest.raises(pjax.InputError, match=r"need targets.*not \(1,\)"):
+        losses.squared_error(p, jnp.ones(1))
+    with pytest.raises(pjax.InputError, match=r"λ must be one number or have shape \(\)"):
+        losses.squared_error(p, 1.0, lam=jnp.ones(1))
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.margin, losses.squared_error])
+@pytest.mark.parametrize(
+    ("shape", "missing"), [((0, 5), "rows"), ((2, 0, 5), "rows"), ((6, 0), "classes|outputs")]
+)
+def test_empty_batches(loss, shape, missing):
+    shown = rf"of shape \({str(shape)[1:-1]}\) are empty: they have no ({missing})"
+    with pytest.raises(pjax.InputError, match=shown):
+        loss(jnp.zeros(shape), jnp.zeros(shape))
+    if loss is not losses.squared_error:
+        with pytest.raises(pjax.InputError, match=shown):
+            loss(jnp.zeros(shape), jnp.zeros(shape[:-1], int))
+    for solver in (pjax.Sweep(), pjax.AlternatingProjections()):
+        train = pjax.project(lambda w, x: loss(x * w, x), solver=solver)
+        with pytest.raises(pjax.InputError, match=shown):
+            train(jnp.array(1.0), jnp.zeros(shape))
 
 
 def test_more_axes_of_rows():

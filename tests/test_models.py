@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import pjax_trace as pjax
-from pjax_trace.lower import CopyFree
 
 from .models import LABELS, MODELS
 
@@ -32,7 +31,7 @@ class Watched(pjax.Solver):
 
     def step(self, space, carry):
         carry, _ = self.solver.step(space, carry)
-        return carry, CopyFree(space.problem).gaps(self.values(space, carry))
+        return carry, space.original.gaps(self.values(space, carry))
 
     def values(self, space, carry):
         return self.solver.values(space, carry)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import pjax_trace as pjax
-from pjax_trace.project import _Run
 from pjax_trace.trace import trace_program
+from tests.problems import problem_of
 
 X = jax.random.normal(jax.random.key(0), (4, 3))
 W = jax.random.normal(jax.random.key(1), (3, 6))
@@ -97,7 +97,7 @@ def test_values_stay_the_same(function):
 
 
 def loop_of(cell):
-    """Of a loop over time that ends at ones."""
+    """A loop over time that ends at ones."""
     lstm = isinstance(cell, eqx.nn.LSTMCell)
 
     def fit(cell, xs):
@@ -105,12 +105,12 @@ def loop_of(cell):
         state, _ = jax.lax.scan(lambda h, x: (cell(x, h), None), start, xs)
         return pjax.losses.squared_error(state[0] if lstm else state, jnp.ones(4))
 
-    return pjax.project(fit, schedule="parallel").trace(cell, X)
+    return problem_of(fit, cell, X)
 
 
 @pytest.mark.parametrize(("cell", "gates"), [(eqx.nn.GRUCell, 2), (eqx.nn.LSTMCell, 4)])
 def test_cells(cell, gates, loose_promotion):
-    graph = loop_of(cell(3, 4, key=jax.random.key(0)))
+    graph = loop_of(cell(3, 4, key=jax.random.key(0))).graph
     gate = [c for c in graph.constraints if c.out is not None and len(c.reads) >= 4]
     assert len(gate) >= gates  # both products and the bias, in one constraint
 
@@ -118,10 +118,6 @@ def test_cells(cell, gates, loose_promotion):
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", [eqx.nn.GRUCell, eqx.nn.LSTMCell])
 def test_cells_have_no_gap_at_a_forward_start(cell, loose_promotion):
-    cell = cell(3, 4, key=jax.random.key(0))
-    graph = loop_of(cell)
-    arrays = jax.tree.leaves(eqx.filter(cell, eqx.is_array))
-    run = _Run(graph, pjax.Metric(), arrays, [X])
-    gaps = jax.jit(run.copy_free.gaps)(run.values)
-    soft = [i for i, c in enumerate(graph.constraints) if c.rule.family != "loss"]
-    np.testing.assert_allclose(gaps[np.array(soft)], 0.0, atol=1e-5)
+    problem = loop_of(cell(3, 4, key=jax.random.key(0)))
+    gaps = jax.jit(problem.gaps)(problem.values)
+    np.testing.assert_allclose(gaps[problem.graph.hard], 0.0, atol=1e-5)

@@ -26,12 +26,22 @@ def test_typed_and_licensed():
     assert "Apache License" in license and "Version 2.0" in license
 
 
+NAMES = """
+AlternatingProjections AlternatingReflections CyclicDouglasRachford CyclicProjections DifferenceMap
+DouglasRachford Accelerated Sweep Solver
+Acceleration Anderson Averaging Momentum TrustRegion
+project project_point constrain custom_projection quantize losses sets testing
+Block Metric Projected State Info ConsensusGraph
+register_rule register_function Case Rule CustomRule Weights Moment Projection Jacobian
+Translation ViewRule Refusal Affine Project Refuse Rewrite
+PjaxError InputError TraceError MissingRuleError NonFiniteError
+""".split()
+
+
 def test_the_public_names():
-    solvers = """AlternatingProjections AlternatingReflections DouglasRachford DifferenceMap
-    CyclicProjections CyclicDouglasRachford""".split()
-    functions = "project project_point constrain custom_projection register_rule".split()
-    for name in (*solvers, *functions, "Metric", "ConsensusGraph", "Info", "InputError"):
-        assert hasattr(pjax, name), name
+    others = {path.stem for path in ROOT.glob("pjax_trace/*.py")} - set(NAMES)
+    others |= {"rules"}  # modules are attributes of the package once they are imported
+    assert {name for name in dir(pjax) if not name.startswith("_")} - others == set(NAMES)
     assert {"cross_entropy", "margin"} <= set(pjax.losses.__all__)
     assert {"Equal", "Box", "NonNegative", "Ball", "Set"} <= set(pjax.sets.__all__)
     assert callable(pjax.testing.check_rule)
@@ -55,6 +65,14 @@ def test_importing_needs_the_core_dependencies_only():
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "[]" and not run.stderr
+
+
+def test_nothing_private_is_imported():
+    """Neither by one module of the package from another, nor by the tests."""
+    for path in (*SOURCES, *ROOT.glob("tests/**/*.py")):
+        code = re.sub(r"\b_compat\b", "compat", path.read_text())
+        imported = re.findall(r"from pjax_trace[\w.]* import (\([^)]*\)|.*)", code)
+        assert not re.search(r"(?:^|[\s,(])_\w", "\n".join(imported)), path
 
 
 def test_only_compat_knows_jax_versions():

@@ -83,6 +83,12 @@ FUNCTIONS = {
     "shifted factor": (lambda x, w: (x + 1.0) * w, (2,), (2,)),
     "scaled factor": (lambda x, w: (2.0 * x) * w, (2,), (2,)),
     "flattened factor": (lambda x, w: x.ravel() @ w, (2, 2), (4,)),
+    "factor of which data scale the elements": (lambda x, w: (x * DATA) * w, (3,), (3,)),
+    "the same, across": (
+        lambda x, w: jnp.einsum("ij,ij->ji", x * TABLE[:2, :2], w * TABLE[:2, :2].T),
+        (2, 2),
+        (2, 2),
+    ),
     # elementwise
     "relu": (jax.nn.relu, (3,)),
     "maximum": (lambda x: jnp.maximum(DATA, x), (3,)),
@@ -391,7 +397,7 @@ MATRIX = jnp.ones((2, 3))
             "one constraint",
         ),
         (lambda x: jnp.ones(2), (jnp.ones(2),), jnp.ones(2), "does not depend on its operands"),
-        (lambda x, w: x * DATA * w, (jnp.ones(3),) * 2, jnp.ones(3), "weigh differently"),
+        (lambda x, w: (x * DATA) @ w, (jnp.ones(3),) * 2, jnp.ones(()), "weigh differently"),
     ],
 )
 def test_refused_with_a_reason(fn, operands, out, match):

@@ -39,6 +39,33 @@ def test_scales_broadcast_and_may_be_traced():
     np.testing.assert_array_equal(batched, expected)
 
 
+AXES = [(0, 0), (0, None), (None, 0), (1, 0), (1, 1), (None, 1)]
+
+
+@pytest.mark.parametrize("axes", AXES, ids=str)
+def test_batches_are_what_a_loop_makes(axes):
+    rng = np.random.default_rng(1)
+    batch, shapes = 3, [(4, 2), (4, 1)]
+    x, scale = (
+        jnp.asarray(rng.normal(size=s if a is None else (*s[:a], batch, *s[a:])), jnp.float32)
+        for s, a in zip(shapes, axes, strict=True)
+    )
+    scale = 0.5 + jnp.abs(scale)
+
+    def one(x, scale):
+        return quantize(x, 4, scale)
+
+    def row(a, axis, i):
+        return a if axis is None else jnp.take(a, i, axis)
+
+    pairs = [(row(x, axes[0], i), row(scale, axes[1], i)) for i in range(batch)]
+    expected = jnp.stack([one(*pair) for pair in pairs])
+    np.testing.assert_allclose(jax.vmap(one, axes)(x, scale), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.vmap(one, axes))(x, scale), expected, rtol=1e-6)
+    rows = jax.vmap(jax.vmap(one), axes)(x, scale)
+    np.testing.assert_allclose(rows, expected, rtol=1e-6)
+
+
 def test_the_derivative_is_zero():
     x = jnp.asarray([-0.3, 0.2, 7.0])
     np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(quantize(x, 4)))(x), jnp.zeros(3))
@@ -89,3 +116,58 @@ def test_weights_and_batched_activations_of_few_levels_train():
     assert info.finite and info_later.finite
     assert info_later.gap < info.gap
     assert jax.tree.all(jax.tree.map(lambda a: bool(jnp.isfinite(a).all()), later))
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (None, 0), (0, None)], ids=str)
+def test_a_batch_is_projected_as_if_it_were_written_out(axes):
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.normal(size=(3, 2) if axes[0] == 0 else 2), jnp.float32)
+    scales = jnp.asarray([0.5, 1.0, 2.0]) if axes[1] == 0 else jnp.float32(0.7)
+    goal = jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)
+
+    def batched(x):
+        pjax.constrain(jax.vmap(lambda x, s: quantize(x, 4, s), axes)(x, scales), near)
+
+    def written_out(x):
+        wide = jnp.broadcast_to(x, (3, 2)) if axes[0] is None else x
+        scale = scales[:, None] if axes[1] == 0 else scales
+        pjax.constrain(quantize(wide, 4, scale), near)
+
+    near = pjax.sets.Box(goal - 0.1, goal + 0.1)
+    ends = []
+    for problem in (batched, written_out):
+        solve = pjax.project(problem, solver=pjax.AlternatingProjections(), steps=5)
+        ends.append(np.asarray(solve(x)[0]))
+        graph = pjax.project(problem, schedule="parallel").trace(x)
+        assert [c.name for c in graph.constraints] == ["quantize", "Box"]
+    np.testing.assert_allclose(*ends, rtol=1e-6)
+    assert not np.array_equal(ends[0], x)
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["plain", "vmap"])
+def test_a_scale_that_moves_is_refused(mapped):
+    def few(x, scale):
+        return quantize(x, 4, jnp.exp(scale))
+
+    def problem(params):
+        function = jax.vmap(few) if mapped else few
+        pjax.constrain(function(params["x"], params["scale"]), pjax.sets.Equal(1.0))
+
+    params = {"x": jnp.ones(3), "scale": jnp.zeros(3)}
+    with pytest.raises(pjax.MissingRuleError, match="quantize at .*the scale of quantize must be"):
+        pjax.project(problem, schedule="parallel").trace(params)
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["plain", "vmap"])
+def test_a_frozen_scale_is_data(mapped):
+    def few(x, scale):
+        return quantize(x, 4, jnp.exp(jax.lax.stop_gradient(scale)))
+
+    def problem(params):
+        function = jax.vmap(few) if mapped else few
+        pjax.constrain(function(params["x"], params["scale"]), pjax.sets.Equal(1.0))
+
+    params = {"x": 0.1 * jnp.ones(3), "scale": jnp.zeros(3)}
+    moved, _ = pjax.project(problem, solver=pjax.AlternatingProjections(), steps=5)(params)
+    np.testing.assert_array_equal(moved["scale"], params["scale"])
+    assert (moved["x"] > 0.3).all()

@@ -9,7 +9,14 @@ import pytest
 
 import pjax_trace as pjax
 from pjax_trace import registry, sets
-from pjax_trace.registry import rule_for
+from pjax_trace.registry import translate
+
+
+def rule_for(primitive):
+    """The rule that an equation of a primitive is given, or None."""
+    x = jax.ShapeDtypeStruct((2,), jnp.float32)
+    outcome = translate(primitive, {}, [x], (True,))
+    return None if outcome is None else outcome.rule
 
 
 @pytest.fixture
@@ -90,9 +97,57 @@ def test_parameters_of_a_primitive_reach_the_rule(table):
 
 def test_own_views(table):
     """A primitive that is affine needs no constraint: it is registered as a view."""
-    pjax.register_rule(jax.lax.real_p, pjax.ViewRule())
-    rule = rule_for(jax.lax.real_p)
-    assert rule is not None and rule.is_view({}, [True])
+    view = pjax.ViewRule(scales=True)
+    assert pjax.register_rule(jax.lax.real_p, view) is view
+    x = jax.ShapeDtypeStruct((2,), jnp.float32)
+    outcome = translate(jax.lax.real_p, {}, [x], (True,))
+    assert isinstance(outcome, pjax.Affine) and outcome.scales and not outcome.offset
+    # Where what must be data is a variable, it is none.
+    assert isinstance(translate(jax.lax.real_p, {}, [x, x], (True, True)), pjax.Refuse)
+
+
+def test_own_refusals(table):
+    pjax.register_rule(jax.lax.floor_p, pjax.Refusal("write jnp.ceil"))
+    with pytest.raises(pjax.MissingRuleError, match="floor at .*: write jnp.ceil, reached from x"):
+        solve()
+
+
+def test_a_translation_decides_for_every_equation(table):
+    """By what is known of it: rewritten where it is small, a constraint else."""
+    rule = pjax.CustomRule(lambda x: -x, mean_of)
+
+    def translation(params, operands, variable):
+        (x,) = operands
+        assert params == {} and variable == (True,)
+        return pjax.Rewrite(lambda x: 2.0 * x) if x.shape[0] < 3 else pjax.Project(rule)
+
+    pjax.register_rule(jax.lax.floor_p, pjax.Translation(translation, of=rule))
+    assert registry.entries()[jax.lax.floor_p].translation.family == "custom"
+
+    def fit(x):
+        pjax.constrain(jnp.floor(x[:2]), sets.Equal(1.0))
+        pjax.constrain(jnp.floor(x), sets.Equal(1.0))
+
+    graph = pjax.project(fit, schedule="parallel").trace(jnp.zeros(3))
+    assert [c.name for c in graph.constraints] == ["Equal", "floor", "Equal_1"]
+    (view,) = [o for _, o in graph.constraints[0].reads]
+    assert [e.primitive.name for e in view.equations] == ["slice", "mul"]
+    assert graph.constraints[1].rule is rule
+
+
+def test_a_rule_that_takes_data_only_beside_the_first(table):
+    class First(pjax.CustomRule):
+        movable = 1
+
+    pjax.register_rule(jax.lax.nextafter_p, First(lambda x, y: -x, mean_of), override=True)
+    with pytest.raises(pjax.MissingRuleError, match="no rule for these operands"):
+        pjax.project(
+            lambda x: pjax.constrain(jnp.nextafter(x, x), sets.Equal(1.0)), schedule="parallel"
+        ).trace(jnp.zeros(2))
+    graph = pjax.project(
+        lambda x, y: pjax.constrain(jnp.nextafter(x, y), sets.Equal(1.0)), schedule="parallel"
+    ).trace(jnp.zeros(2), jnp.ones(2))
+    assert [c.name for c in graph.constraints] == ["nextafter", "Equal"]
 
 
 def test_the_library_is_a_rule_pack():

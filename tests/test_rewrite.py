@@ -7,15 +7,7 @@ import numpy as np
 import pytest
 
 import pjax_trace as pjax
-from pjax_trace.project import _Run
-
-
-def run(fn, params, *data):
-    """A traced problem."""
-    projected = pjax.project(fn, schedule="parallel")
-    signature, parameters, arrays = projected._split((params, *data), {})
-    graph = projected._graph(signature, parameters, arrays)
-    return _Run(graph, pjax.Metric(), parameters, arrays)
+from tests.problems import problem_of
 
 
 def terms(constraint):
@@ -33,7 +25,7 @@ def check_values(traced):
     env = dict(zip(traced.graph.variables, traced.values, strict=True))
     for c in traced.graph.constraints:
         if c.out is not None:
-            value = c.rule.apply(c.params, *traced.problem.operands(c, env))
+            value = c.rule.apply(c.params, *traced.operands(c, env))
             np.testing.assert_allclose(value, env[c.out], rtol=1e-5, atol=1e-5)
 
 
@@ -46,7 +38,7 @@ def test_dense_layer():
         w, b = params
         pjax.constrain(x @ w + b[None], pjax.sets.Equal(0.0))
 
-    traced = run(dense, (normal(0, 3, 4), normal(1, 4)), normal(2, 5, 3))
+    traced = problem_of(dense, (normal(0, 3, 4), normal(1, 4)), normal(2, 5, 3))
     (layer,) = sums(traced.graph)
     assert terms(layer) == [1, 2]
     assert layer.name == "dot_general"
@@ -61,7 +53,7 @@ def test_linear_under_vmap():
     def fit(model, x):
         pjax.constrain(jax.vmap(model)(x), pjax.sets.Equal(0.0))
 
-    traced = run(fit, model, normal(1, 5, 3))
+    traced = problem_of(fit, model, normal(1, 5, 3))
     assert [terms(c) for c in sums(traced.graph)] == [[1, 2]] * 3
     families = [c.rule.family for c in traced.graph.constraints]
     assert families == ["sum", "extremum", "sum", "extremum", "sum", "set"]
@@ -75,7 +67,7 @@ def test_recurrent_cell():
         pjax.constrain(pre, pjax.sets.Equal(0.0))
 
     params = (normal(0, 4, 3), normal(1, 4, 4), normal(2, 4))
-    traced = run(cell, params, normal(3, 5, 3), normal(4, 5, 4))
+    traced = problem_of(cell, params, normal(3, 5, 3), normal(4, 5, 4))
     (merged,) = sums(traced.graph)
     assert terms(merged) == [1, 2, 2]
     assert len(traced.graph.variables) == 4
@@ -89,7 +81,7 @@ def test_signs_and_layouts_survive():
         pjax.constrain(z, pjax.sets.Equal(0.0))
 
     params = (normal(0, 2, 4), normal(1, 4, 3), normal(2, 6), normal(3, 2, 3))
-    traced = run(function, params)
+    traced = problem_of(function, params)
     check_values(traced)
     assert max(len(terms(c)) for c in sums(traced.graph)) >= 3
 
@@ -101,7 +93,7 @@ def test_a_value_with_several_readers_stays():
         pjax.constrain(h + b[None], pjax.sets.Equal(0.0))
         pjax.constrain(h, pjax.sets.Box(-1.0, 1.0))
 
-    traced = run(function, (normal(0, 2, 3), normal(1, 3, 2), normal(2, 2)))
+    traced = problem_of(function, (normal(0, 2, 3), normal(1, 3, 2), normal(2, 2)))
     assert [terms(c) for c in sums(traced.graph)] == [[2], [1, 1]]
     check_values(traced)
 
@@ -117,7 +109,7 @@ def test_only_renaming_views_are_seen_through(between):
         h = between(x @ w)
         pjax.constrain(h + s[:, : h.shape[1]], pjax.sets.Equal(0.0))
 
-    traced = run(function, (normal(0, 2, 3), normal(1, 3, 4), normal(2, 2, 8)))
+    traced = problem_of(function, (normal(0, 2, 3), normal(1, 3, 4), normal(2, 2, 8)))
     assert [terms(c) for c in sums(traced.graph)] == [[2], [1, 1]]
     check_values(traced)
 
@@ -129,7 +121,7 @@ def test_no_variable_is_read_twice_by_a_merged_constraint():
         x, w = params
         pjax.constrain(x + x @ w, pjax.sets.Equal(0.0))
 
-    traced = run(residual, (normal(0, 2, 3), normal(1, 3, 3)))
+    traced = problem_of(residual, (normal(0, 2, 3), normal(1, 3, 3)))
     for c in sums(traced.graph):
         bases = [base for _, view in c.reads for base in view.bases]
         assert len(set(bases)) == len(bases)
@@ -145,6 +137,6 @@ def test_a_factor_is_no_addend():
         pjax.constrain((x + y) * z, pjax.sets.Equal(0.0))
         pjax.constrain((z @ w) @ w.T[:, :1], pjax.sets.Equal(0.0))
 
-    traced = run(function, (*(normal(i, 3, 3) for i in range(3)), normal(3, 3, 3)))
+    traced = problem_of(function, (*(normal(i, 3, 3) for i in range(3)), normal(3, 3, 3)))
     assert [terms(c) for c in sums(traced.graph)] == [[1, 1], [2], [2], [2]]
     check_values(traced)

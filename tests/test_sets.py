@@ -125,6 +125,13 @@ def test_leaves_of_any_kind_under_any_transform():
     assert Ball(1.0, axis=(0, 1)) != Ball(1.0)
 
 
+def test_these_are_convex():
+    """Said by the class, which is no part of the pytree."""
+    for one in (Equal(0.5), Box(0.0, 1.0), NonNegative(), Ball(1.0)):
+        assert one.convex is type(one).convex is True
+        assert all(leaf is not True for leaf in jax.tree.leaves(one))
+
+
 def test_float64():
     with jax.enable_x64(True):
         x = jnp.linspace(-3, 3, 6)
@@ -202,6 +209,7 @@ def test_sets_of_users():
         def project(self, x):
             return x[:1]
 
+    assert not Set.convex and not Integers.convex and not Plane(jnp.ones(2)).convex
     Integers().fits((3,))
     np.testing.assert_array_equal(Integers().project(jnp.array([0.4, 2.7])), [0, 3])
     Plane(jnp.array([0.6, 0.8])).fits((2,))

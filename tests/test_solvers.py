@@ -12,9 +12,7 @@ import pytest
 
 import pjax_trace as pjax
 from pjax_trace import sets
-from pjax_trace.build import OUTPUTS, build_graph
-from pjax_trace.lower import Copies, CopyFree, Problem, ProductCopies, expand_copies
-from pjax_trace.trace import trace_program
+from tests.problems import copies_of, free_of, problem_of
 
 ROWS = np.array([[1.0, 2.0, -0.5], [0.5, -1.0, 1.5]])
 GOAL = np.array([1.0, -0.5])
@@ -23,17 +21,8 @@ START = np.array([2.0, -1.5, 3.0])
 
 def spaces(function, start, metric):
     """The two lowerings of a problem, the values it starts from, and its graph."""
-    x = jnp.asarray(start, jnp.float32)
-    program = trace_program(
-        lambda xs, _: [function(*xs)] and [], [x], [], names=["x"], roots=OUTPUTS
-    )
-    graph = build_graph(program)
-    env = program.evaluate([x], [])
-    values = {v: env[v.value] for v in graph.variables}
-    weights = metric.resolve(graph)
-    free = CopyFree(Problem(graph, env, values, weights))
-    copies = Copies(Problem(expand_copies(graph), env, values, weights))
-    return free, copies, tuple(values[v] for v in graph.variables), graph
+    traced = problem_of(function, jnp.asarray(start, jnp.float32), metric=metric)
+    return free_of(traced), copies_of(traced), traced.values, traced.graph
 
 
 class Oracle:
@@ -282,7 +271,7 @@ def test_momentum_is_nesterovs(problem):
     for k in range(8):
         u = oracle.project(oracle.project(expand(y), oracle.groups[0]), oracle.groups[1])
         state = oracle.read(u)
-        masses = [np.asarray(free.problem.masses[v]) for v in free.problem.graph.variables]
+        masses = [np.asarray(free.problem.mass(v)) for v in free.problem.graph.variables]
         back = sum(
             np.sum(m * (ahead - s) * (s - before))
             for m, ahead, s, before in zip(masses, y, state, last, strict=True)
@@ -316,24 +305,31 @@ def test_inner_products_are_those_of_the_product_space(problem):
     _, (free, copies, values, graph) = problem
     other = tuple(2.0 - v for v in values)
     inner = sum(
-        np.sum(free.problem.masses[v] * a * b)
+        np.sum(free.problem.mass(v) * a * b)
         for v, a, b in zip(graph.variables, values, other, strict=True)
     )
     found = [space.inner(space.expand(values), space.expand(other)) for space in (free, copies)]
     np.testing.assert_allclose(found, inner, rtol=1e-5)
-    whole = Problem(
-        copies.problem.graph,
-        copies.problem.data,
-        copies.problem.start,
-        dict(free.problem.outs) | {v: 2.0 for v in graph.parameters},
-        True,
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_inner_products_where_outputs_have_copies(name):
+    """All copies, and those of what makes a variable, weigh what the variable does."""
+    function, _, metric = PROBLEMS[name]
+    x = jnp.asarray(START, jnp.float32)
+    traced = problem_of(function, x, metric=metric, product=True)
+    other = tuple(2.0 - v for v in traced.values)
+    graph, weights = traced.graph, metric.resolve(traced.graph)
+    readers = {v: len(edges) for v, edges in graph.readers.items()}
+    (x,) = graph.parameters
+    readers[x] += 1  # two rows read it at once
+    inner = sum(
+        weights[v] * (readers[v] + (v is not x)) * np.sum(a * b)
+        for v, a, b in zip(graph.variables, traced.values, other, strict=True)
     )
-    space = ProductCopies(whole)
-    np.testing.assert_allclose(
-        space.inner(space.expand(values), space.expand(other)),
-        whole.inner(values, other),
-        rtol=1e-5,
-    )
+    for space in (free_of(traced), copies_of(traced)):
+        found = space.inner(space.expand(traced.values), space.expand(other))
+        np.testing.assert_allclose(found, inner, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -363,8 +359,11 @@ def test_what_can_be_accelerated():
     for bad in (solver, pjax.AlternatingProjections(momentum=0.5)):
         with pytest.raises(pjax.InputError, match="is accelerated already"):
             pjax.Accelerated(bad, pjax.Anderson())
-    with pytest.raises(pjax.InputError, match="takes a solver such as"):
-        pjax.Accelerated(pjax.Sweep(), pjax.Anderson())  # pyright: ignore
+    with pytest.raises(pjax.InputError, match="a Sweep is accelerated between updates"):
+        pjax.Accelerated(pjax.Sweep(), pjax.Anderson())
+    for wrong in (("DouglasRachford", pjax.Anderson()), (pjax.DouglasRachford(), 0.9)):
+        with pytest.raises(pjax.InputError, match="takes a solver such as"):
+            pjax.Accelerated(*wrong)
 
 
 def test_distances_are_those_moved(problem):

@@ -13,10 +13,10 @@ import pytest
 import pjax_trace as pjax
 from pjax_trace import _compat
 from pjax_trace.build import OUTPUTS
-from pjax_trace.calls import loss_p
-from pjax_trace.project import _Run
+from pjax_trace.custom import loss_p
 from pjax_trace.trace import trace_program
 from tests.models import LABELS, MODELS
+from tests.problems import problem_of
 
 HERE = Path(__file__).name
 CONSTANT = np.asarray([1.0, 2.0, 3.0], np.float32)
@@ -36,8 +36,13 @@ def trace(function, parameters, data=(), *, roots=(), objectives=()):
     return program, [e.primitive.name for e in program.equations]
 
 
+def variables(equation):
+    """Which of its operands are variables."""
+    return tuple(v.variable for v in equation.inputs)
+
+
 def variable_names(program):
-    return [e.primitive.name for e in program.equations if any(e.variable_inputs)]
+    return [e.primitive.name for e in program.equations if any(variables(e))]
 
 
 def check(function, parameters, data=()):
@@ -130,8 +135,7 @@ def test_data_stay_data():
     program = graph.program
     assert [v.name for v in program.parameters] == ["x"]
     assert [v.name for v in program.data] == ["d"]
-    variables = {v for e in program.equations for v in e.outputs if v.variable}
-    assert all(any(e.variable_inputs) for e in program.equations if variables & set(e.outputs))
+    assert all(any(variables(e)) for e in program.equations if any(v.variable for v in e.outputs))
 
 
 def test_dead_code_is_gone():
@@ -275,7 +279,7 @@ def test_stop_gradient_is_data():
 
     program, _ = trace(function, (X,))
     (product,) = [e for e in program.equations if e.primitive.name == "mul"]
-    assert product.variable_inputs == (True, False)
+    assert variables(product) == (True, False)
     env = program.evaluate([X], [])
     np.testing.assert_allclose(env[program.outputs[0]], function(X), rtol=1e-6)
     # What only it needs asks for no rule.
@@ -434,7 +438,7 @@ def test_contract_relu():
     assert variable_names(program) == ["max"]
     equation = program.equations[-1]
     assert equation.primitive is jax.lax.max_p
-    assert equation.variable_inputs == (True, False)
+    assert variables(equation) == (True, False)
     threshold = program.evaluate([X], [])[equation.inputs[1]]
     np.testing.assert_array_equal(threshold, 0.0)
 
@@ -469,11 +473,7 @@ def test_forward_values_are_the_functions():
     def fit(model, x):
         pjax.constrain(jax.vmap(model)(x), pjax.sets.Equal(0.0))
 
-    projected = pjax.project(fit, schedule="parallel")
-    signature, parameters, data = projected._split((model, x), {})
-    traced = _Run(projected._graph(signature, parameters, data), pjax.Metric(), parameters, data)
-    view = traced.graph.constraints[-1].operands[0]
-    env = dict(zip(traced.graph.variables, traced.values, strict=True))
-    np.testing.assert_allclose(
-        traced.problem.look(view, env), jax.vmap(model)(x), rtol=1e-5, atol=1e-6
-    )
+    problem = problem_of(fit, model, x)
+    view = problem.graph.constraints[-1].operands[0]
+    found = problem.look(view, problem.start)
+    np.testing.assert_allclose(found, jax.vmap(model)(x), rtol=1e-5, atol=1e-6)

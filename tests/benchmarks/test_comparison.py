@@ -165,6 +165,17 @@ def test_every_optimizer_trains_from_the_same_start(run, optimizer, tmp_path):
 
 
 @pytest.mark.usefixtures("loose_promotion")
+def test_patience_ends_a_run_that_gets_no_better(run, tmp_path):
+    still = ["--optimizer", "sgd", "--learning-rate", "1e-30", "--max-steps", "9"]
+    _, _, (row,) = run(*still, "--patience", "2")
+    history = records_of(tmp_path).figures(row["run"])["history"]
+    assert row["ended"] == "patience" and [point[0] for point in history] == [0, 2, 4]
+    assert row["best_update"] == row["best_update_averaged"] == "0"
+    _, _, (_, row) = run(*still, "--max-seconds", "1e-9")
+    assert row["ended"] == "seconds" and row["updates"] == "1"
+
+
+@pytest.mark.usefixtures("loose_promotion")
 def test_a_subset_of_higgs_has_other_parts_in_every_run(run, tmp_path):
     """What there is to learn is whether the first two features have the same sign."""
     x = np.random.default_rng(0).normal(size=(3000, 28))

@@ -3,29 +3,28 @@ import statistics
 import pytest
 
 from benchmarks import time_to_accuracy
-from benchmarks.running import Curve, Point
+from benchmarks.running import Point, Run
 from benchmarks.time_to_accuracy import reached, rows
 
 SMALL = ["--hidden", "16", "--batch-size", "64", "--batches", "30", "--every", "5"]
 
 
 def test_a_level_is_reached_once_measured():
-    curve = Curve("adam", 0, points=[Point(5, 0.1, 0.5, 0.2), Point(10, 0.2, 0.94999999, 0.5)])
-    assert reached(curve, 50, averaged=False) == curve.points[0]
-    assert reached(curve, 50, averaged=True) == curve.points[1]
-    assert reached(curve, 95, averaged=False) == curve.points[1]  # 342 of 360, in float32.
-    assert reached(curve, 96, averaged=False) is None
+    run = Run("adam", 0, history=[Point(5, 0.1, 0.5, 0.2), Point(10, 0.2, 0.94999999, 0.5)])
+    assert reached(run, 50, averaged=False) == run.history[0]
+    assert reached(run, 50, averaged=True) == run.history[1]
+    assert reached(run, 95, averaged=False) == run.history[1]  # 342 of 360, in float32.
+    assert reached(run, 96, averaged=False) is None
 
 
 def test_best_rate_is_the_reference():
-    def curves(name, *counts):
-        return [
-            Curve(name, seed, 2.0 - seed, points=[Point(n, n / 10, 0.9, None)] * (n > 0))
-            for seed, n in enumerate(counts)
-        ]
+    def runs(name, *counts):
+        for seed, n in enumerate(counts):
+            history = [Point(n, n / 10, 0.9, None)] * (n > 0)
+            yield Run(name, seed, compile_seconds=2.0 - seed, history=history)
 
-    known = [*curves("sweep", 4, 6), *curves("adam 1", 20, 20), *curves("adam 2", 8, 12)]
-    table = rows([*known, *curves("adam 3", 1, 0)], 90, averaged=False)
+    known = [*runs("sweep", 4, 6), *runs("adam 1", 20, 20), *runs("adam 2", 8, 12)]
+    table = rows([*known, *runs("adam 3", 1, 0)], 90, averaged=False)
     assert [row["method"] for row in table] == ["sweep", "adam 1", "adam 2 (best)", "adam 3"]
     assert [row["batches"] for row in table] == [5, 20, 10, None]  # Not all seeds reached it.
     assert [row["x adam"] for row in table] == [0.5, 2, 1, None]

@@ -4,7 +4,7 @@ import pytest
 
 import pjax_trace as pjax
 from benchmarks import train
-from benchmarks.methods import SOLVERS, Progress
+from benchmarks.methods import SOLVERS, Method, Progress
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def interrupted_by(error):
             raise error
         return model, state, Progress(steps=5, gap=1.0)
 
-    return lambda name, *_, **__: train.Method(name, lambda model: None, update)
+    return lambda name, *_, **__: Method(name, lambda model: None, update)
 
 
 def test_interrupted_runs_are_reported(run, monkeypatch, tmp_path):

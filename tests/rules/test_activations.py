@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import pjax_trace as pjax
-from pjax_trace.calls import call, function_p
-from pjax_trace.registry import Weights
+from pjax_trace.custom import call, function_p
+from pjax_trace.rule import Weights
 from pjax_trace.rules.activations import CURVES, LINES, RULES
 from tests.rules.oracle import brute_force, points, worst_excess
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pjax_trace.rules.bilinear import project_products, solve_multiplier
+from pjax_trace.rules.bilinear import solve_multiplier
+from pjax_trace.rules.products import project_products
 
 KINDS = ("general", "unit", "zeros", "x zero", "opposite", "equal", "nearly opposite", "on graph")
 ROWS = 1600  # times 8 kinds and 8 lists of fan-ins: 1e5 points

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import pjax_trace as pjax
-from pjax_trace.calls import call, function_p
+from pjax_trace.custom import call, function_p
 from pjax_trace.rules.complex import MAGNITUDE
 from pjax_trace.trace import trace_program
 
@@ -66,6 +66,13 @@ def test_magnitudes_are_the_nearest():
     (u,), z = pjax.project_point(magnitude, (jnp.zeros((2, 1)),), jnp.array([2.0]))
     np.testing.assert_allclose(u, [[1.0], [0.0]])
     np.testing.assert_allclose(z, [1.0])
+
+
+def test_the_derivative_of_a_magnitude():
+    u, residual = jnp.array([[3.0, -1.0, 0.0], [4.0, 0.0, 0.0]]), jnp.array([1.0, 3.0, 2.0])
+    answer = MAGNITUDE.linear({}, (u,), 0).transpose(residual)
+    np.testing.assert_allclose(answer[:, :2], [[0.6, -3.0], [0.8, 0.0]], rtol=1e-6)
+    assert jnp.linalg.norm(answer[:, 2]) <= 2  # the phase of 0 is free
 
 
 def test_what_has_no_rule_is_refused():

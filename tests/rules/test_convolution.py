@@ -11,16 +11,9 @@ from jax import lax
 
 import pjax_trace as pjax
 from pjax_trace import _compat
-from pjax_trace.project import _Run
 from pjax_trace.rules.windows import Convolution, Window
-
-
-def run(fn, params, *data, metric=None):
-    """A traced problem, ready to be projected."""
-    projected = pjax.project(fn, schedule="parallel")
-    signature, parameters, arrays = projected._split((params, *data), {})
-    graph = projected._graph(signature, parameters, arrays)
-    return _Run(graph, metric or pjax.Metric(), parameters, arrays)
+from pjax_trace.spaces import Copies
+from tests.problems import copies_of, free_of, problem_of
 
 
 def conv(lhs, rhs, spec=None, **options):
@@ -152,7 +145,7 @@ def test_rows_against_loops(name, variable):
         data = {k: jnp.asarray(arrays[k]) for k in "xw" if k not in variable}
         paths = {f"params['{k}']": weight[k] for k in variable}
         metric = pjax.Metric(outputs=weight["z"], paths=paths)
-        traced = run(layer, params, data, metric=metric)
+        traced = problem_of(layer, params, data, metric=metric)
         names = [v.name for v in traced.graph.variables]
         constraint = traced.graph.constraints[0]
         assert constraint.rule.family == "sum" and len(traced.graph.constraints) == 2
@@ -182,9 +175,8 @@ def test_rows_against_loops(name, variable):
         }
 
         (out_view,) = [o for _, o in traced.graph.constraints[1].reads]
-        got = layout(
-            np.asarray(out_view(traced.problem.data, *_bases(traced, out_view))), spec[2], plain[2]
-        )
+        env = dict(zip(traced.graph.variables, traced.values, strict=True))
+        got = layout(np.asarray(traced.look(out_view, env)), spec[2], plain[2])
         np.testing.assert_allclose(got, value, atol=1e-12)
 
         # With a bias the constraint ends in the user's layout, else in the canonical one.
@@ -193,30 +185,24 @@ def test_rows_against_loops(name, variable):
             jnp.asarray(target) if v is constraint.out else x
             for v, x in zip(traced.graph.variables, traced.values, strict=True)
         ]
-        for space in (traced.copy_free, traced.copies):
+        for space in (free_of(traced), copies_of(traced)):
             c = next(c for c in space.problem.graph.constraints if c.name == constraint.name)
             (group,) = [g for g in space.groups if c in g]
             point, distances = jax.jit(lambda p, s=space, g=group: s.project(p, g))(
                 space.expand(tuple(start))
             )
             assert np.isfinite(distances).all()
-            if space is traced.copies:
+            if isinstance(space, Copies):
                 # The other colour makes the copies agree.
                 moved = dict(zip(names, space.collapse(point), strict=True))
             else:
                 moved = dict(zip(names, point, strict=True))
-                env = {v: moved[v.name] for v in out_view.bases}
-                seen = out_view(traced.problem.data, *(env[b] for b in out_view.bases))
+                seen = traced.look(out_view, {v: moved[v.name] for v in out_view.bases})
                 np.testing.assert_allclose(
                     layout(np.asarray(seen), spec[2], plain[2]), moved_z, atol=1e-9
                 )
             for k in variable:
                 np.testing.assert_allclose(moved[f"params['{k}']"], expected[k], atol=1e-9)
-
-
-def _bases(traced, view):
-    values = dict(zip(traced.graph.variables, traced.values, strict=True))
-    return [values[base] for base in view.bases]
 
 
 @pytest.mark.parametrize(
@@ -234,10 +220,10 @@ def test_patches_need_not_be_made(windows):
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=map_.shapes[0]), jnp.float32)
     target = jnp.asarray(rng.normal(size=(math.prod(map_.shape[:-1]), 4)), jnp.float32)
-    design = map_.design(1)
-    patches = design.matrix(images)
+    design = map_.design(1, images)
+    patches = design.matrix()
     taps = tuple(window.taps for window in windows)
-    copies = map_.copies(images, 0)[..., 0, :].reshape((-1, *taps, 2))
+    copies = map_.private_copies(images, 0)[..., 0, :].reshape((-1, *taps, 2))
     made = np.moveaxis(np.asarray(copies), -1, 1).reshape(patches.shape)
     np.testing.assert_array_equal(patches.made(), made)
     np.testing.assert_allclose(patches.squares(), np.sum(np.square(made), 0), rtol=1e-6)
@@ -246,4 +232,4 @@ def test_patches_need_not_be_made(windows):
     np.testing.assert_array_equal(patches.take(rows), made[rows])
     kernel = jnp.asarray(rng.normal(size=(made.shape[1], 4)), jnp.float32)
     out = map_.apply(images, design.restore(kernel))
-    np.testing.assert_allclose(design.rows(out), made @ kernel, atol=1e-4)
+    np.testing.assert_allclose(design.target(out), made @ kernel, atol=1e-4)

@@ -11,17 +11,8 @@ from hypothesis import strategies as st
 
 import pjax_trace as pjax
 from pjax_trace.rules import curves
-from pjax_trace.rules.curves import (
-    EXP,
-    LOG,
-    LOGISTIC,
-    TANH,
-    Curve,
-    nearest_abs,
-    nearest_on_curve,
-    nearest_relu,
-    nearest_square,
-)
+from pjax_trace.rules.closed_forms import nearest_abs, nearest_relu, nearest_square
+from pjax_trace.rules.curves import EXP, LOG, LOGISTIC, TANH, Curve, nearest_on_curve
 from tests.rules.oracle import brute_force, points, worst_excess
 
 TINY = float(np.finfo(np.float32).tiny)

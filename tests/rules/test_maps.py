@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import pjax_trace as pjax
-from pjax_trace.rules.maps import Contraction, CumulativeSum
+from pjax_trace.rules.linear_maps import CumulativeSum
+from pjax_trace.rules.maps import Contraction
 from pjax_trace.rules.windows import Convolution, Window, WindowSum
 
 MAPS = {
@@ -27,8 +28,8 @@ def test_sums_over_copies(name):
     rng = np.random.default_rng(len(name))
     operands = [jnp.asarray(rng.normal(size=s), jnp.float32) for s in map_.shapes]
     out = jnp.asarray(rng.normal(size=map_.shape), jnp.float32)
-    copies = [map_.copies(x, side) for side, x in enumerate(operands)]
-    terms = [map_.copies(jnp.ones_like(x), side) for side, x in enumerate(operands)]
+    copies = [map_.private_copies(x, side) for side, x in enumerate(operands)]
+    terms = [map_.private_copies(jnp.ones_like(x), side) for side, x in enumerate(operands)]
     assert all(c.shape == (*map_.shape, map_.fan) for c in copies)
     full = {"rtol": 1e-4, "atol": 1e-5}
     np.testing.assert_allclose(

@@ -15,9 +15,10 @@ import pytest
 from scipy.optimize import minimize
 
 import pjax_trace as pjax
-from pjax_trace.lower import expand_copies
-from pjax_trace.project import _Run
-from pjax_trace.registry import Weights
+from pjax_trace.rule import Weights
+from pjax_trace.spaces import expand_copies
+from pjax_trace.view import View
+from tests.problems import problem_of
 
 
 def quadratic_rows(function, shapes):
@@ -68,14 +69,6 @@ def nearest_row(h, b, c, u, z, weights, weight_z):
     lam = middle / (1 + np.abs(middle) * norm)
     moved = np.einsum("nij,nj->ni", basis, point(lam)) / root
     return moved, z - lam / weight_z
-
-
-def run(fn, params, *data, metric=None):
-    """A traced problem, ready to be projected."""
-    projected = pjax.project(fn, schedule="parallel")
-    signature, parameters, arrays = projected._split((params, *data), {})
-    graph = projected._graph(signature, parameters, arrays)
-    return _Run(graph, metric or pjax.Metric(), parameters, arrays)
 
 
 def normal(seed, *shape, zeros=0.0):
@@ -173,37 +166,36 @@ def compiled(name, variable):
         pjax.constrain(mixed(params, data), pjax.sets.Box(-1.0, 1.0))
 
     weights = {f"params[{i}]": float(10 ** rng.uniform(-1, 1)) for i in range(len(params))}
-    traced = run(problem, params, data, metric=pjax.Metric(paths=weights))
+    made = problem_of(problem, params, data, metric=pjax.Metric(paths=weights))
     rows = quadratic_rows(lambda *xs: mixed(xs, data), [p.shape for p in params])
-    return traced, mixed, params, data, list(weights.values()), rows
+    return made, mixed, params, data, list(weights.values()), rows
 
 
 @pytest.mark.parametrize(("name", "variable"), CASES)
 def test_rows_are_projected_exactly(name, variable):
-    traced, mixed, params, data, weights, (value, slope, hessian) = compiled(name, variable)
-    constraint, _ = traced.graph.constraints  # one sum, and the set
-    rule, problem = constraint.rule, traced.problem
+    problem, mixed, params, data, weights, (value, slope, hessian) = compiled(name, variable)
+    graph, rule = problem.graph, problem.graph.constraints[0].rule
+    constraint, _ = graph.constraints  # one sum, and the set
     assert rule.family == "sum"
-    env = dict(zip(traced.graph.variables, traced.values, strict=True))
-    operands = problem.operands(constraint, env)
+    operands = problem.operands(constraint, problem.start)
     out = mixed(params, data)
-    view = traced.graph.constraints[1].operands[0]
-    assert view.permutation or name == "mean"
+    view = graph.constraints[1].operands[0]
+    assert (view.layout is None) == (name == "mean")  # a view only moves elements, or scales them
 
     # The constraint has the function's value.
-    copied = expand_copies(traced.graph).constraints[0]
+    copied = expand_copies(graph).constraints[0]
     applied = problem.look(view, {constraint.out: rule.apply(constraint.params, *operands)})
     np.testing.assert_allclose(applied, out, rtol=1e-5, atol=1e-5)
 
     # Which element of the parameters every private copy is of, and which row reads it.
     numbers, count = {}, 0
-    for p in traced.graph.parameters:
+    for p in graph.parameters:
         numbers[p] = np.arange(count, count + np.prod(p.shape)).reshape(p.shape).astype(np.float32)
         count += int(np.prod(p.shape))
     element, private = [], []
     rng = np.random.default_rng(len(name) + sum(variable))
     for operand in copied.operands:
-        if isinstance(operand, pjax.graph.View):
+        if isinstance(operand, View):
             names = operand(problem.data, *(jnp.asarray(numbers[b]) for b in operand.bases))
             element.append(np.asarray(names).astype(int).ravel())
             private.append(jnp.asarray(rng.normal(size=operand.shape), jnp.float32))
@@ -257,7 +249,7 @@ def test_rows_are_projected_exactly(name, variable):
     np.testing.assert_array_equal(masks, needed)
 
     # The projection of random private copies in a random metric.
-    sizes = [int(np.prod(p.shape)) for p in traced.graph.parameters]
+    sizes = [int(np.prod(p.shape)) for p in graph.parameters]
     own = np.repeat(weights, sizes)
     weight_z = 10 ** rng.uniform(-1, 1, shape)
     z = rng.normal(size=shape) * 3
@@ -447,23 +439,62 @@ def test_many_points(linear, weights):
 
 
 def test_squares_are_no_products():
-    """One value on both sides of a product in one equation is a square, or refused."""
-    for square in (lambda x: x * x, lambda x: jnp.einsum("nk,nk->n", x, x), lambda x: x @ x.T):
+    """One value on both sides of a product in one equation is a square."""
+    for square in (lambda x: x * x, lambda x: jnp.einsum("nk,nk->n", x, x)):
 
         def problem(x, square=square):
             pjax.constrain(square(x), pjax.sets.Box(0.0, 1.0))
 
-        if square(jnp.ones((2, 3))).shape == (2, 2):
-            with pytest.raises(pjax.TraceError, match="multiplies a variable with itself"):
-                pjax.project(problem, schedule="parallel").trace(jnp.ones((2, 3)))
-        else:
-            graph = pjax.project(problem, schedule="parallel").trace(jnp.ones((2, 3)))
-            assert graph.constraints[0].rule.family == "elementwise"
-            assert not any(
-                len(term.operands) == 2
-                for c in graph.constraints
-                for term in c.params.get("terms", ())
-            )
+        graph = pjax.project(problem, schedule="parallel").trace(jnp.ones((2, 3)))
+        assert graph.constraints[0].rule.family == "elementwise"
+        assert not any(
+            len(term.operands) == 2 for c in graph.constraints for term in c.params.get("terms", ())
+        )
+
+
+TWICE = {
+    "gram": (lambda x: x @ x.T, (2, 3)),
+    "gram of features": (lambda x: x.T @ x, (2, 3)),
+    "squared matrix": (lambda x: x @ x, (3, 3)),
+    "outer": (lambda x: jnp.outer(x, x), (3,)),
+    "shifted": (lambda x: x * (x + 1.0), (2, 3)),
+    "moved": (lambda x: x * jnp.roll(x, 1, 1), (2, 3)),
+    "with a bias": (lambda x: x @ x.T + x[:, :1], (2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_products_of_a_variable_with_itself(name):
+    """Both factors are copies of it, in every scalar equation; without copies it is the same."""
+    function, shape = TWICE[name]
+    wanted = jnp.asarray(normal(5, *shape))
+    start, goal = wanted + 0.3 * jnp.asarray(normal(4, *shape)), function(wanted)
+
+    def problem(x):
+        pjax.constrain(function(x), pjax.sets.Equal(goal))
+
+    graph = pjax.project(problem, schedule="parallel").trace(start)
+    product = next(c for c in graph.constraints if len(c.reads) >= 2)
+    bases = [base.repeats or base for _, view in product.reads[:2] for base in view.bases]
+    assert bases == [*graph.parameters] * 2
+    for schedule in ("parallel", "product"):
+        (free, info), (explicit, other) = (
+            pjax.project(
+                problem,
+                solver=pjax.AlternatingProjections(),
+                steps=4,
+                schedule=schedule,
+                copies=copies,
+                metric={"x": 2.0},
+            )(start)
+            for copies in (False, True)
+        )
+        np.testing.assert_allclose(free, explicit, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(info.history, other.history, rtol=1e-4, atol=1e-5)
+        assert not np.allclose(free, start, atol=1e-3)
+    x, info = pjax.project(problem, solver=pjax.AlternatingProjections(), steps=1000)(start)
+    np.testing.assert_allclose(function(x), goal, atol=0.05)
+    assert info.gap < 0.02
 
 
 def test_the_sum_of_a_value_with_itself_is_a_view():

@@ -11,7 +11,12 @@ import pytest
 from jax import lax
 
 import pjax_trace as pjax
-from pjax_trace.project import _Run
+from pjax_trace import _compat
+from pjax_trace.index import Index
+from pjax_trace.problem import Problem
+from pjax_trace.registry import translate
+from pjax_trace.spaces import space_of
+from pjax_trace.translation import Range
 
 WEIGHTS = (2.0, 0.5, 3.0)
 
@@ -124,12 +129,13 @@ def sum_free(parts):
     return jnp.concatenate(parts[::-1])
 
 
-def run(fn, params, *data, metric=None):
+def problem_of(fn, params, *data, metric=None):
     """A traced problem, ready to be projected."""
-    projected = pjax.project(fn, schedule="parallel")
-    signature, parameters, arrays = projected._split((params, *data), {})
-    graph = projected._graph(signature, parameters, arrays)
-    return _Run(graph, metric or pjax.Metric(), parameters, arrays)
+    graph = pjax.project(fn, schedule="parallel").trace(params, *data)
+    arrays = map(jax.tree.leaves, (params, data))
+    problem = Problem.forward(graph, metric or pjax.Metric(), *arrays)
+    problem.prepare()
+    return problem
 
 
 def affine(function, shapes, data):
@@ -171,11 +177,11 @@ def test_consensus_is_weighted_least_squares(function, shapes, data, tolerance):
         pjax.constrain(function(*params, *data), pjax.sets.Equal(seen))
         pjax.constrain(params[0], pjax.sets.Equal(direct))
 
-    traced = run(problem, params, data, seen, direct, metric=metric)
+    traced = problem_of(problem, params, data, seen, direct, metric=metric)
     graph = traced.graph
     assert [c.rule.family for c in graph.constraints] == ["set", "set"]  # views are no constraints
-    group = traced.copy_free.groups[0]
-    moved, _ = jax.jit(lambda values: traced.copy_free.project(values, group))(traced.values)
+    free = space_of(traced, copies=False)
+    moved, _ = jax.jit(lambda values: free.project(values, free.groups[0]))(traced.values)
 
     size = sum(p.size for p in params)
     matrix, offset = affine(function, shapes, data)
@@ -192,14 +198,14 @@ def test_consensus_is_weighted_least_squares(function, shapes, data, tolerance):
     np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
 
     # Total weights of all readers are the diagonal of the normal matrix.
-    masses = np.concatenate([np.asarray(traced.problem.masses[v]).ravel() for v in graph.variables])
+    masses = np.concatenate([np.asarray(traced.mass(v)).ravel() for v in graph.variables])
     normal = joint * np.square(matrix).sum(0)
     # A mass counts ω · coefficient² of every reader.
     normal[: params[0].size] += WEIGHTS[0]
     np.testing.assert_allclose(masses, np.where(normal > 0, normal, 1), rtol=1e-5)
 
     # Explicit copies have the same consensus.
-    space = traced.copies
+    space = space_of(traced, copies=True)
 
     @jax.jit
     def agreed(values):
@@ -208,6 +214,75 @@ def test_consensus_is_weighted_least_squares(function, shapes, data, tolerance):
 
     copied = np.concatenate([np.asarray(x).ravel() for x in agreed(traced.values)])
     np.testing.assert_allclose(copied, expected, rtol=tolerance, atol=tolerance)
+
+
+INDEXED = {
+    "reshape": (lambda x: lax.reshape(x, (4, 6)), (2, 3, 4)),
+    "reshape of a part": (lambda x: lax.reshape(x, (3, 1, 2, 2)), (3, 4)),
+    "transpose": (lambda x: lax.transpose(x, (2, 0, 1)), (2, 3, 4)),
+    "squeeze": (lambda x: lax.squeeze(x, (0, 2)), (1, 3, 1)),
+    "rev": (lambda x: lax.rev(x, (0, 2)), (2, 3, 4)),
+    "broadcast_in_dim": (lambda x: lax.broadcast_in_dim(x, (2, 3, 4), (0, 2)), (2, 1)),
+    "slice": (lambda x: lax.slice(x, (1, 0), (3, 4)), (3, 5)),
+    "strided slice": (lambda x: lax.slice(x, (0, 1), (3, 6), (2, 2)), (3, 7)),
+    "split": (lambda x: lax.split(x, (1, 2), 1), (2, 3)),
+    "copy": (lambda x: jnp.array(x, copy=True), (2, 3)),
+    "neg": (lambda x: -x, (2, 3)),
+    "convert": (lambda x: x.astype(jnp.float16), (2, 3)),
+    "sharding_constraint": (
+        lambda x: lax.with_sharding_constraint(
+            x, jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        ),
+        (2, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_the_index_of_a_view_says_what_it_reads(name):
+    function, shape = INDEXED[name]
+    x = jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape)
+    (eqn,) = jax.make_jaxpr(function)(x).eqns
+    affine = translate(eqn.primitive, eqn.params, [x], (True,))
+    elements = Index.of(shape)
+    if affine.pointwise:
+        found = [elements]
+    elif affine.ranges:
+        limits = [[(0, n) for n in shape] for _ in affine.ranges]
+        for part, sides in zip(affine.ranges, limits, strict=True):
+            sides[part.axis] = part.start, part.stop
+        found = [elements.slice(*zip(*sides, strict=True), None) for sides in limits]
+        if affine.index is not None:
+            assert [affine.index(elements)] == found
+    else:
+        found = [affine.index(elements)]
+    for index, out in zip(found, jax.tree.leaves(function(x)), strict=True):
+        grids = np.indices(index.shape)
+        flat = index.offset + sum(s * g for s, g in zip(index.strides, grids, strict=True))
+        np.testing.assert_array_equal(flat, np.abs(np.asarray(out, np.float32)))
+    assert affine.scales == (name in ("neg", "convert"))
+
+
+PARTS = {
+    "transpose": (lambda x: lax.transpose(x, (2, 0, 1)), (2, 3, 4)),
+    "neg": (lambda x: -x, (2, 3)),
+    "convert": (lambda x: x.astype(jnp.float16), (2, 3)),
+    "broadcast_in_dim": (lambda x: lax.broadcast_in_dim(x, (2, 5, 3, 4), (0, 2, 3)), (2, 3, 1)),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_of_a_view_is_computed_alone(name):
+    function, shape = PARTS[name]
+    x = array(*shape)
+    (eqn,) = jax.make_jaxpr(function)(x).eqns
+    whole = function(x)
+    for axis, size in enumerate(whole.shape):
+        part = Range(axis, 1, size)
+        params, (own,) = translate(eqn.primitive, eqn.params, [x], (True,)).part(part)
+        operand = x if own is None else lax.slice_in_dim(x, own.start, own.stop, axis=own.axis)
+        (out,) = _compat.bind(eqn.primitive, params, operand)
+        np.testing.assert_array_equal(out, lax.slice_in_dim(whole, 1, size, axis=axis))
 
 
 UNREAD = {
@@ -231,10 +306,10 @@ def test_unread_outputs_ask_nothing(name):
     def problem(params):
         pjax.constrain(function(*params, *(w,) * (2 - len(params)))[:1], pjax.sets.Box(5.0, 6.0))
 
-    traced = run(problem, params)
+    traced = problem_of(problem, params)
     (hidden,) = [v for v in traced.graph.variables if not v.parameter]
-    assert np.asarray(traced.problem._unread[hidden])[1:].all()
-    space = traced.copy_free
+    assert np.asarray(traced.totals[hidden][1])[1:].all()
+    space = space_of(traced, copies=False)
     variables = traced.graph.variables
     values = [jnp.asarray(rng.normal(size=v.shape), jnp.float32) for v in variables]
     group = next(g for g in space.groups if traced.graph.producers[hidden] in g)

@@ -1,0 +1,88 @@
+"""What an update returns beside parameters: the state that lives on, and what was done."""
+
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Bool, Float, Int
+
+__all__ = ["Info", "State"]
+
+
+class State(eqx.Module):
+    """What lives on between updates, a pytree of arrays.
+
+    Attributes:
+        steps: how many steps were taken so far.
+        updates: how many updates.
+        memory: those of the accelerations.
+        latent: the points that the parameters are projections of, where a sweep keeps any; else
+            nothing.
+        structure: what the parameters and the accelerations must be like.
+    """
+
+    steps: Int[Array, ""]
+    updates: Int[Array, ""]
+    memory: tuple[Any, ...]
+    latent: tuple[Array, ...]
+    structure: Any = eqx.field(static=True)
+
+
+class Info(eqx.Module):
+    """What an update did. A pytree; ``print(info)`` shows it constraint by constraint.
+
+    Attributes:
+        gap: how far the returned consensus state is from all constraints but the losses, in the
+            metric: the root of the sum of squares of ``gaps``. A sweep starts from a forward pass,
+            in which constraints hold: its gaps are those of sets, on parameters after the update
+            and on what is computed before it.
+        distances: the gap of every constraint, in the order of ``names``.
+        loss_values: the value of every loss at the same state (of a sweep, in the forward pass of
+            its last step), in the order of ``loss_names``.
+        moved: how far the last step moved what each constraint reads and makes, in the order of
+            ``moved_names``; in a sweep, the parameters that it reads.
+        history: the distance moved in every step, losses apart; NaN for steps not taken.
+        steps: how many steps were taken.
+        finite: False if something was not finite; then the parameters are those that came in.
+    """
+
+    gap: Float[Array, ""]
+    distances: Float[Array, "constraints"]
+    loss_values: Float[Array, "losses"]
+    moved: Float[Array, "moved"]
+    history: Float[Array, "steps"]
+    steps: Int[Array, ""]
+    finite: Bool[Array, ""]
+    culprit: Int[Array, ""]
+    names: tuple[str, ...] = eqx.field(static=True)
+    loss_names: tuple[str, ...] = eqx.field(static=True)
+    moved_names: tuple[str, ...] = eqx.field(static=True)
+    sources: tuple[str, ...] = eqx.field(static=True)
+    suspects: tuple[str, ...] = eqx.field(static=True)
+
+    @property
+    def gaps(self) -> dict[str, Array]:
+        """The gap of every constraint that has one, by name."""
+        return dict(zip(self.names, self.distances, strict=True))
+
+    @property
+    def losses(self) -> dict[str, Array]:
+        """The value of every loss, by name."""
+        return dict(zip(self.loss_names, self.loss_values, strict=True))
+
+    @property
+    def moves(self) -> dict[str, Array]:
+        """How far the last step moved, by the name of the constraint that asked for it."""
+        return dict(zip(self.moved_names, self.moved, strict=True))
+
+    def __str__(self) -> str:
+        lines = [f"gap {float(self.gap):.4g} after {int(self.steps)} steps"]
+        names = (*self.names, *self.loss_names, *self.moved_names)
+        width = max(map(len, names), default=0)
+        for name, value in self.losses.items():
+            lines.append(f"  loss  {name:<{width}}  {float(value):.4g}")
+        for (name, value), source in zip(self.gaps.items(), self.sources, strict=True):
+            lines.append(f"  gap   {name:<{width}}  {float(value):.4g}  {source}")
+        if not self.names or len(self.names) < len(self.moved_names):
+            for name, value in self.moves.items():
+                lines.append(f"  moved {name:<{width}}  {float(value):.4g}")
+        return "\n".join(lines)

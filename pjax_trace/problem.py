@@ -1,0 +1,344 @@
+"""A consensus graph with its data and metric: what all solvers project by.
+
+Weights, total masses and the offsets of views are made once an update, and only if a solver asks
+for them.
+"""
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from pjax_trace.graph import ConsensusGraph, Constraint
+from pjax_trace.metric import Metric
+from pjax_trace.program import Value
+from pjax_trace.rule import Moment, Projection, Weights
+from pjax_trace.view import Variable, View
+
+__all__ = ["Edge", "Problem", "Values", "added"]
+
+Values = tuple[Array, ...]
+Edge = tuple[Constraint, int]
+
+
+class Problem:
+    """A graph at the values of a forward pass, in a metric.
+
+    In the *product* schedule, constraints have copies of their outputs, too, which weigh what a
+    copy of the variable does; else an output weighs as much as all that read it.
+
+    Args:
+        graph: the graph.
+        metric: the weights.
+        env: all values of the forward pass.
+        inputs: the data that it was made of.
+        product: whether it is for the product schedule.
+    """
+
+    def __init__(
+        self,
+        graph: ConsensusGraph,
+        metric: Metric,
+        env: Mapping[Value, Any],
+        inputs: Sequence[Any],
+        product: bool = False,
+    ):
+        self.graph, self.metric, self.env, self.inputs = graph, metric, env, inputs
+        self.product = product
+        known: dict[Value, Any] = {**env, **graph.objective.evaluate_scales(env)}
+        self.data = _walled(graph, known)
+        # An identity that was inserted has the value of what it repeats.
+        self.start: dict[Variable, Array] = {
+            v: known[(v.repeats or v).value] for v in graph.variables
+        }
+
+    @staticmethod
+    def forward(
+        graph: ConsensusGraph,
+        metric: Metric,
+        parameters: Sequence[Array],
+        inputs: Sequence[Any],
+        product: bool = False,
+    ) -> "Problem":
+        """The problem that starts from a forward pass of these parameters."""
+        env = graph.program.evaluate(parameters, inputs)
+        return Problem(graph, metric, env, inputs, product)
+
+    def restarted(self, parameters: Sequence[Array]) -> "Problem":
+        """The same problem from a forward pass of other parameters."""
+        if all(x is y for x, y in zip(parameters, self.values, strict=False)):
+            return self
+        return Problem.forward(self.graph, self.metric, parameters, self.inputs, self.product)
+
+    def of(self, graph: ConsensusGraph) -> "Problem":
+        """The same problem of another form of the graph."""
+        other = Problem(graph, self.metric, self.env, self.inputs, self.product)
+        other.weight_of = self.weight_of
+        other.factors = {
+            c: factor for c, factor in zip(graph.constraints, self.factors.values(), strict=True)
+        }
+        return other
+
+    @property
+    def values(self) -> Values:
+        """What all variables are at the start, parameters first."""
+        return tuple(self.start[v] for v in self.graph.variables)
+
+    @functools.cached_property
+    def weight_of(self) -> Mapping[Variable, Any]:
+        """What a copy of every variable weighs."""
+        return self.metric.at(self.graph, self.start)
+
+    @functools.cached_property
+    def factors(self) -> dict[Constraint, float]:
+        """By what the copies of each constraint weigh more than others."""
+        return self.metric.factors(self.graph)
+
+    @functools.cached_property
+    def outs(self) -> dict[Variable, Any]:
+        """What a constraint's own copy of its output weighs."""
+        return {
+            c.out: factor * self.weight_of[c.out]
+            for c, factor in self.factors.items()
+            if c.out is not None
+        }
+
+    @functools.cached_property
+    def weights(self) -> dict[Constraint, tuple[Any, ...]]:
+        """What one copy of every operand weighs; None for data.
+
+        A copy of several variables at once (a concatenation) has the largest of their weights.
+        """
+        return {
+            c: tuple(
+                factor * _largest([self.weight_of[base] for base in o.bases])
+                if isinstance(o, View)
+                else None
+                for o in c.operands
+            )
+            for c, factor in self.factors.items()
+        }
+
+    @functools.cached_property
+    def copy_masses(self) -> dict[Constraint, tuple[Any, ...]]:
+        """What the copies in all rows of a constraint weigh together."""
+        return {c: c.rule.masses(c.params, weights) for c, weights in self.weights.items()}
+
+    @functools.cached_property
+    def offsets(self) -> dict[Edge, Array]:
+        """What views add to what they read, where they may add something."""
+        return {
+            (c, i): view.at_zero(self.data)
+            for c in self.graph.constraints
+            for i, view in c.reads
+            if view.offset
+        }
+
+    @functools.cached_property
+    def totals(self) -> dict[Variable, tuple[Array, Array | None]]:
+        """The weight of all readers of each variable; and which elements nobody reads, if any may.
+
+        Where nobody reads an element, any weight does: it keeps its value.
+        """
+        graph, known = self.graph, self.graph.program.known
+        masses: dict[Edge, Array] = {
+            (c, i): self.copy_masses[c][i] for c in graph.constraints for i, _ in c.reads
+        }
+        start = {}
+        if self.product:
+            start = {v: jnp.full(v.shape, weight, v.dtype) for v, weight in self.outs.items()}
+        totals = self._pulled(
+            {e: self._seen(e, mass, self.offsets.get(e, 0.0)) for e, mass in masses.items()}, start
+        )
+        settled: dict[Variable, tuple[Array, Array | None]] = {}
+        for variable in graph.variables:
+            views = [c.operands[i] for c, i in graph.readers[variable]]
+            surely_read = any(
+                isinstance(v, View) and v.total and not _may_hide(v, known) for v in views
+            )
+            surely_read |= self.product and variable in self.outs
+            mass = totals.get(variable)
+            if mass is None:
+                mass = jnp.zeros(variable.shape, variable.dtype)
+            unread = None if surely_read else mass == 0
+            settled[variable] = mass if unread is None else jnp.where(unread, 1.0, mass), unread
+        return settled
+
+    def _seen(self, edge: Edge, mass: Any, offset: Any) -> Array:
+        """The mass of a copy times the coefficients of its view; `_pulled` multiplies again."""
+        c, i = edge
+        view = c.operands[i]
+        assert isinstance(view, View)
+        mass = jnp.broadcast_to(mass, view.shape).astype(view.dtype)
+        # 0 where data hide what is read, as a mask of -1e9 does.
+        return mass if view.identity else mass * view.slope(self.data, offset)
+
+    def _pulled(
+        self, arrays: Mapping[Edge, Array], start: Mapping[Variable, Array] | None = None
+    ) -> dict[Variable, Array]:
+        """Sums over edges, brought back through their views to the variables."""
+        totals = dict(start or {})
+        for (c, i), array in arrays.items():
+            view = c.operands[i]
+            assert isinstance(view, View)
+            for base, total in zip(view.bases, view.pull(self.data, array), strict=True):
+                totals[base] = totals[base] + total if base in totals else total
+        return totals
+
+    def prepare(self) -> None:
+        """Make now what is made once: in a loop's body it would be made in every step."""
+        _ = self.totals
+
+    def mass(self, variable: Variable) -> Array:
+        """The total weight of a variable."""
+        return self.totals[variable][0]
+
+    def weights_at(self, c: Constraint) -> Weights:
+        """The metric as a constraint sees it."""
+        out = None if c.out is None else self.mass(c.out)
+        if self.product and c.out is not None:
+            out = jnp.full(c.out.shape, self.outs[c.out], c.out.dtype)
+        return Weights(self.weights[c], out)
+
+    def look(self, view: View, values: Mapping[Variable, Array]) -> Array:
+        """What a constraint sees of variables through a view."""
+        return view(self.data, *(values[base] for base in view.bases))
+
+    def operands(self, c: Constraint, values: Mapping[Variable, Array]) -> list[Array]:
+        """What a constraint reads."""
+        return [self.look(o, values) if isinstance(o, View) else self.data[o] for o in c.operands]
+
+    def project(self, c: Constraint, operands: Sequence[Array], target: Any) -> Projection:
+        """Project onto one constraint."""
+        unread = None if c.out is None else self.totals[c.out][1]
+        if unread is not None:
+            # An output element that nobody reads is free: its equation asks nothing of anyone.
+            target = jnp.where(unread, c.rule.apply(c.params, *operands), target)
+        return c.rule.project(c.params, operands, target, self.weights_at(c))
+
+    def project_alone(self, c: Constraint, values: Mapping[Variable, Array]) -> Projection:
+        """The projection onto a set, where all that it reads weighs 1."""
+        weights = tuple(1.0 if v else None for v in c.variable)
+        return c.rule.project(c.params, self.operands(c, values), None, Weights(weights, None))
+
+    def gather(
+        self,
+        moments: Mapping[Edge, Array],
+        fallback: Mapping[Variable, Array],
+        outs: Mapping[Variable, Array],
+    ) -> dict[Variable, Array]:
+        """Consensus: every variable as the weighted mean of the copies in ``moments``.
+
+        ``moments`` holds ``Σ ω x'`` per edge, already less ``Σ ω · offset``; ``outs`` the copies
+        that constraints have of their outputs, in the product schedule.
+        """
+        totals = self._pulled(moments, {v: self.outs[v] * x for v, x in outs.items()})
+        means = {}
+        for variable, total in totals.items():
+            mass, unread = self.totals[variable]
+            mean = (total / mass).astype(variable.dtype)
+            means[variable] = (
+                mean if unread is None else jnp.where(unread, fallback[variable], mean)
+            )
+        return means
+
+    def agreed(
+        self, moments: Mapping[Edge, Moment], values: Mapping[Variable, Array]
+    ) -> dict[Variable, Array]:
+        """The weighted means of what these edges say; what they do not read keeps its value."""
+        firsts, masses = {}, {}
+        for (c, i), moment in moments.items():
+            view = c.operands[i]
+            assert isinstance(view, View)
+            offset = view.at_zero(self.data) if view.offset else 0.0
+            firsts[c, i] = moment.first - moment.mass * offset
+            masses[c, i] = self._seen((c, i), moment.mass, offset)
+        totals = self._pulled(masses)
+        return {
+            v: jnp.where(totals[v] > 0, first / jnp.where(totals[v] > 0, totals[v], 1), values[v])
+            for v, first in self._pulled(firsts).items()
+        }
+
+    def centred(self, edge: Edge, moment: Moment) -> Array:
+        """``Σ ω x'`` less ``Σ ω · offset``."""
+        offset = self.offsets.get(edge)
+        return moment.first if offset is None else moment.first - moment.mass * offset
+
+    def inner(self, x: Values, y: Values) -> Array:
+        """The inner product of consensus values in the metric."""
+        variables = self.graph.variables
+        return added(self.mass(v) * a * b for v, a, b in zip(variables, x, y, strict=True))
+
+    def gaps(self, values: Values) -> Array:
+        """The squared distance of every constraint from its graph at a consensus state."""
+        env = dict(zip(self.graph.variables, values, strict=True))
+
+        def gap(c: Constraint) -> Array:
+            target = None if c.out is None else env[c.out]
+            return self.project(c, self.operands(c, env), target).distance
+
+        return self.stacked({c: gap(c) for c in self.graph.constraints})
+
+    def losses(self, values: Mapping[Variable, Array]) -> Array:
+        """The value of every loss."""
+        # The last operand of a loss is its scale.
+        found = [c.rule.apply(c.params, *self.operands(c, values)[:-1]) for c in self.graph.losses]
+        wide = jnp.result_type(float)
+        return jnp.stack([jnp.mean(x).astype(wide) for x in found]) if found else jnp.zeros(0, wide)
+
+    def stacked(self, distances: Mapping[Any, Array]) -> Array:
+        """One number for every constraint, 0 for those that are left out."""
+        zero = jnp.zeros((), jnp.result_type(float))
+        return jnp.stack(
+            [distances.get(c, zero).astype(zero.dtype) for c in self.graph.constraints]
+        )
+
+
+def _largest(weights: Sequence[float | Array]) -> float | Array:
+    """Of several weights; a float if they are, which rules make use of while tracing."""
+    return functools.reduce(
+        lambda x, y: (
+            max(x, y) if isinstance(x, float) and isinstance(y, float) else jnp.maximum(x, y)
+        ),
+        weights,
+    )
+
+
+def _added_data(view: View) -> list[Value]:
+    """The floating-point data that a view reads."""
+    made = {v for e in view.equations for v in e.outputs}
+    made.update(base.value for base in view.bases)
+    inputs = dict.fromkeys(v for e in view.equations for v in e.inputs)
+    return [v for v in inputs if v not in made and jnp.issubdtype(v.dtype, jnp.floating)]
+
+
+def _walled(graph: ConsensusGraph, data: Mapping[Value, Any]) -> dict[Value, Any]:
+    """The data, those that views read without infinities: a mask of −∞ is a very low number.
+
+    A reflection is a difference, and that of two infinities is none.
+    """
+    walled = dict(data)
+    for value in dict.fromkeys(
+        v for c in graph.constraints for _, o in c.reads for v in _added_data(o)
+    ):
+        x = jnp.asarray(walled[value])
+        wall = float(jnp.finfo(x.dtype).max) / 16  # several of them add up to a number
+        walled[value] = jnp.where(jnp.isinf(x), jnp.sign(x) * wall, x)
+    return walled
+
+
+def _may_hide(view: View, known: Mapping[Value, Any]) -> bool:
+    """Whether a view may add something so large that nothing is left of what it reads."""
+    most = 1e3  # the slope of a view is a difference, which rounds by this times an ulp
+    return view.offset and any(
+        v not in known or np.any(np.abs(known[v]) > most) for v in _added_data(view)
+    )
+
+
+def added(arrays: Iterable[Array]) -> Array:
+    """The sum of all elements."""
+    zero = jnp.zeros((), jnp.result_type(float))
+    return functools.reduce(jnp.add, (jnp.sum(x).astype(zero.dtype) for x in arrays), zero)

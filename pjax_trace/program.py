@@ -1,0 +1,145 @@
+"""A traced function as a flat list of equations: what the tracer makes, and all else reads."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pjax_trace import _compat
+from pjax_trace.translation import Affine, Outcome
+
+__all__ = ["Equation", "Program", "Value", "needed_equations"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Value:
+    """One array of a program, numbered in program order.
+
+    ``frozen`` are data that follow from variables: integers, and what is made of them.
+    """
+
+    index: int
+    shape: tuple[int, ...]
+    dtype: Any
+    variable: bool
+    name: str = ""
+    frozen: bool = False
+
+    def __repr__(self) -> str:
+        dims = ",".join(map(str, self.shape))
+        return f"{self.name or f'v{self.index}'}:{np.dtype(self.dtype).name}[{dims}]"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Equation:
+    """One primitive applied to values.
+
+    ``source`` and ``scope`` say where the user wrote it; ``outcome`` says what it becomes, None if
+    no variable reaches it.
+    """
+
+    index: int
+    primitive: Any
+    params: dict[str, Any]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    source: str
+    scope: str
+    outcome: Outcome | None = None
+
+    @property
+    def is_view(self) -> bool:
+        """Whether it is a view of variables."""
+        return isinstance(self.outcome, Affine)
+
+    @property
+    def affine(self) -> Affine:
+        """What is known of it as a view."""
+        assert isinstance(self.outcome, Affine)
+        return self.outcome
+
+    def reading(self, inputs: Callable[[Value], Value]) -> "Equation":
+        """The same equation of other values."""
+        return dataclasses.replace(self, inputs=tuple(map(inputs, self.inputs)))
+
+    def evaluate(self, *operands: Any) -> list[Any]:
+        """The equation's outputs."""
+        return _compat.bind(self.primitive, self.params, *operands)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A function as a flat list of equations."""
+
+    parameters: tuple[Value, ...]
+    data: tuple[Value, ...]
+    constants: dict[Value, Any]
+    equations: tuple[Equation, ...]
+    outputs: tuple[Value, ...]
+    # What a scan's step reads as its carry → the same as a view of what the step before wrote.
+    feedback: dict[Value, Value] = dataclasses.field(default_factory=dict)
+
+    @property
+    def frozen(self) -> tuple[Equation, ...]:
+        """The equations whose outputs are data although they read variables."""
+        return tuple(
+            e
+            for e in self.equations
+            if any(v.variable for v in e.inputs) and not any(v.variable for v in e.outputs)
+        )
+
+    @functools.cached_property
+    def known(self) -> dict[Value, Any]:
+        """What is known while tracing: constants, and integers (such as indices) made of them."""
+        return self._from_constants(lambda v: v.dtype == bool or _is_integer(v.dtype))
+
+    @functools.cached_property
+    def constant(self) -> dict[Value, Any]:
+        """Constants and all that is made of them, evaluated: for programs that are small."""
+        return self._from_constants(lambda v: True)
+
+    def _from_constants(self, wanted: Callable[[Value], bool]) -> dict[Value, Any]:
+        known = {v: a for v, a in self.constants.items() if _compat.is_known(a)}
+        with jax.ensure_compile_time_eval():
+            for e in self.equations:
+                if all(map(wanted, e.outputs)) and all(v in known for v in e.inputs):
+                    results = e.evaluate(*(known[v] for v in e.inputs))
+                    known.update(zip(e.outputs, results, strict=True))
+        return known
+
+    def evaluate(self, parameters: Sequence[Any], data: Sequence[Any]) -> dict[Value, Any]:
+        """All values, by a forward pass."""
+        env: dict[Value, Any] = dict(self.constants)
+        env.update(zip(self.parameters, parameters, strict=True))
+        env.update(zip(self.data, data, strict=True))
+        for equation in self.equations:
+            results = equation.evaluate(*(env[v] for v in equation.inputs))
+            env.update(zip(equation.outputs, results, strict=True))
+        return env
+
+
+def _is_integer(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.integer))  # which knows the types of random keys
+
+
+def needed_equations(
+    equations: Sequence[Equation],
+    feedback: dict[Value, Value],
+    values: Collection[Value],
+    roots: Collection[Equation] = (),
+    through: Callable[[Equation], bool] = lambda equation: True,
+) -> list[Equation]:
+    """The equations that ``values`` and ``roots`` need, in program order; carries lead back."""
+    needed, kept, size = set(values), set(roots), -1
+    while len(kept) > size:  # a step needs what the step before wrote, further down the program
+        size = len(kept)
+        for equation in reversed(equations):
+            if (equation in kept or not needed.isdisjoint(equation.outputs)) and through(equation):
+                kept.add(equation)
+                needed.update(equation.inputs)
+                needed.update(feedback[v] for v in equation.outputs if v in feedback)
+    return [e for e in equations if e in kept]

@@ -1,0 +1,338 @@
+"""A function turned into a solver for its variables: calls, states, and what to print of both."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from pjax_trace import _compat
+from pjax_trace.acceleration import Averaging
+from pjax_trace.build import OUTPUTS, build_graph
+from pjax_trace.custom import loss_p
+from pjax_trace.errors import InputError, NonFiniteError, TraceError
+from pjax_trace.explain import explanation
+from pjax_trace.granularity import coarsen
+from pjax_trace.graph import ConsensusGraph
+from pjax_trace.info import Info, State
+from pjax_trace.problem import Problem
+from pjax_trace.signature import (
+    Signature,
+    check_parameters,
+    is_moving,
+    is_shape,
+    kind_of,
+    mismatch,
+    shapes_of,
+)
+from pjax_trace.spaces import space_of
+from pjax_trace.trace import trace_program
+from pjax_trace.update import Plan, run_update
+
+__all__ = ["Projected"]
+
+
+# As many kinds of calls are remembered, to know the next one of a kind at once.
+_REMEMBERED = 64
+
+
+class Projected:
+    """A function turned into a solver for its variables. Made by `project`."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        argnums: int | tuple[int, ...],
+        plan: Plan,
+        granularity: Any,
+        schedule: str,
+        donate: bool,
+    ):
+        functools.update_wrapper(self, fn, updated=())
+        self._fn = fn
+        self._argnums = argnums
+        self._plan = plan
+        self._granularity = granularity
+        self._schedule = schedule
+        self._several = isinstance(argnums, tuple)
+        self._signatures: dict[Any, Signature] = {}
+        self._structures: dict[Any, Any] = {}
+        self._donate = donate
+        buffers = (1, 2) if donate else ()
+        self._jitted = jax.jit(self._run, static_argnums=0, donate_argnums=buffers)
+        self._jitted_once = jax.jit(self._run, static_argnums=0)
+
+    def __repr__(self) -> str:
+        name = getattr(self._fn, "__name__", repr(self._fn))
+        return f"project({name}, solver={self._plan.solver}, steps={self._plan.steps})"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Info]:
+        """One update from scratch: the arguments of the function → new parameters and info."""
+        parameters = self._parameters_of(args)
+        state = self.init(parameters)
+        new, _, info = self._update(self._jitted_once, state, args, kwargs)
+        return new, info
+
+    def init(self, params: PyTree, /, *args: Any, **kwargs: Any) -> State:
+        """The state to start from.
+
+        Args:
+            params: the parameters.
+            *args: the other arguments of the first update, which need not be given. Only where a
+                parameter is constrained to a set that is not convex, the state has more arrays for
+                them; else the first update adds these, which `jax.lax.scan` does not allow.
+            **kwargs: its keyword arguments.
+
+        Raises:
+            InputError: if ``params`` has no floating-point array, or integer ones outside modules.
+        """
+        check_parameters(params)
+        zero = functools.partial(jnp.zeros, (), jnp.int32)
+        leaves = [
+            jnp.zeros(x.shape, x.dtype) if is_shape(x) else jnp.asarray(x)
+            for x in jax.tree.leaves(self._moving(params))
+        ]
+        memory = tuple(a.init(leaves) for a in self._plan.acceleration)
+        latent = ()
+        if args or kwargs:
+            graph = self._graph(*self._split(self._insert(params, args), kwargs))
+            latent = tuple(leaves) if self._plan.solver.keeps_latent(graph) else ()
+        return State(zero(), zero(), memory, latent, self._structure(shapes_of(params)))
+
+    def averaged(self, params: PyTree, state: State) -> PyTree:
+        """The parameters with their averages in the places of the floating-point arrays.
+
+        Args:
+            params: the parameters, for what they hold beside arrays.
+            state: from the last update.
+
+        Raises:
+            InputError: if there is no `Averaging` among the accelerations, or the shapes differ.
+        """
+        self._check_state("averaged", shapes_of(params), state)
+        kept = [
+            acceleration.average(memory)
+            for acceleration, memory in zip(self._plan.acceleration, state.memory, strict=True)
+            if isinstance(acceleration, Averaging)
+        ]
+        if not kept:
+            raise InputError(
+                "averaged: there is no average; give pjax_trace.project the acceleration "
+                "pjax_trace.Averaging()"
+            )
+        # Copies, where the next update gives the buffers of the state away.
+        return self._combine(params, [jnp.array(x) if self._donate else x for x in kept[-1]])
+
+    def update(self, params: PyTree, state: State, /, *args: Any, **kwargs: Any) -> tuple:
+        """One update: ``params, state, info``.
+
+        Args:
+            params: the arguments that ``argnums`` names (a tuple of them if that is a tuple).
+            state: from `init` or the last update.
+            *args: the other arguments of the function, in order.
+            **kwargs: keyword arguments of the function; always data.
+
+        Raises:
+            InputError: if the shapes of ``params`` are not those of ``state``.
+            NonFiniteError: if NaN or infinity turns up (not under ``jax.jit``: there
+                ``info.finite`` tells, and the parameters come back as they were).
+        """
+        return self._update(self._jitted, state, self._insert(params, args), kwargs)
+
+    def trace(self, *args: Any, **kwargs: Any) -> ConsensusGraph:
+        """The consensus graph of a call, without running it."""
+        signature, parameters, data = self._split(args, kwargs)
+        return self._graph(signature, parameters, data)
+
+    def arrays(self, *args: Any, **kwargs: Any) -> tuple[list[Any], list[Any]]:
+        """The arrays of a call as flat lists: those to solve for, as in the graph, and data."""
+        _, parameters, data = self._split(args, kwargs)
+        return parameters, data
+
+    def explain(self, *args: Any, **kwargs: Any) -> None:
+        """Print what a call compiles to, what it costs, and what is missing; nothing is run.
+
+        The first thing to look at when something is wrong: it shows missing rules, too, instead of
+        failing on them. It is the graph of the solver that runs: of a classical one the steps, in
+        which scans are lifted over time, of a sweep the way back.
+        """
+        signature, parameters, data = self._split(args, kwargs)
+        names = (*signature.parameter_names, *signature.data_names)
+        name = getattr(self._fn, "__name__", "the function")
+        plan = self._plan
+
+        def step(graph: ConsensusGraph, parameters: list[Any], data: list[Any]) -> Any:
+            problem = Problem.forward(graph, plan.metric, parameters, data)
+            space = space_of(problem, copies=plan.copies)
+            return plan.solver.step(space, plan.solver.init(space, problem.values))
+
+        print(
+            explanation(
+                self._flat(signature),
+                parameters,
+                data,
+                names=names,
+                name=name,
+                copies=plan.copies,
+                granularity=self._granularity,
+                schedule=self._schedule,
+                step=None if plan.solver.gaps else step,
+            )
+        )
+
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
+        """The update of a call, lowered by XLA but not run; ``.compile()`` goes on, as for jit."""
+        signature, parameters, data = self._split(args, kwargs)
+        return self._jitted.lower(signature, parameters, self.init(self._parameters_of(args)), data)
+
+    def _structure(self, shapes: Any) -> Any:
+        """What a state must have in common with parameters and accelerations."""
+        found = self._structures.get(shapes)
+        if found is None:
+            accelerations = self._plan.acceleration
+            arrays = [jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in shapes]
+            memory = jax.eval_shape(lambda xs: [a.init(xs) for a in accelerations], arrays)
+            leaves, tree = jax.tree.flatten(memory)
+            names = tuple(type(a).__name__ for a in accelerations)
+            found = shapes, names, (str(tree), *(x.shape for x in leaves))
+            _remember(self._structures, shapes, found)
+        return found
+
+    def _check_state(self, method: str, shapes: Any, state: Any) -> None:
+        if not isinstance(state, State):
+            raise InputError(f"{method}: state must come from init, but is {type(state).__name__}")
+        expected = self._structure(shapes)
+        if state.structure == expected:
+            return
+        if state.structure[0] != shapes:
+            raise InputError(mismatch(method, shapes, state.structure[0]))
+        raise InputError(
+            f"{method}: the state is that of other accelerations "
+            f"({', '.join(state.structure[1])}), and not of these ({', '.join(expected[1])}), or "
+            "of others of these kinds; start from init"
+        )
+
+    def _places(self, params: Any) -> dict[int, Any]:
+        """The parameters by position among the function's arguments, in their order."""
+        if not self._several:
+            return {0: params}
+        return dict(sorted(zip(self._numbers(), params, strict=True), key=lambda place: place[0]))
+
+    def _moving(self, params: Any) -> dict[int, Any]:
+        """The arrays among the parameters, in the order of the function's arguments."""
+        return eqx.filter(self._places(params), is_moving)
+
+    def _combine(self, params: Any, arrays: Sequence[Array]) -> Any:
+        """Parameters with other arrays."""
+        moving, fixed = eqx.partition(self._places(params), is_moving)
+        new = eqx.combine(jax.tree.unflatten(jax.tree.structure(moving), arrays), fixed)
+        # The parameters in the order of argnums; the arrays were in that of the arguments.
+        return tuple(new[n] for n in self._numbers()) if self._several else new[0]
+
+    def _numbers(self) -> tuple[int, ...]:
+        return self._argnums if isinstance(self._argnums, tuple) else (self._argnums,)
+
+    def _parameters_of(self, args: tuple) -> Any:
+        if len(args) <= max(self._numbers()):
+            raise InputError(
+                f"{getattr(self._fn, '__name__', 'the function')} takes its parameters as "
+                f"argument {max(self._numbers())}, but was called with {len(args)} arguments"
+            )
+        chosen = tuple(args[i] for i in self._numbers())
+        return chosen if self._several else chosen[0]
+
+    def _insert(self, params: Any, rest: tuple) -> tuple:
+        own = params if self._several else (params,)
+        places = dict(zip(self._numbers(), own, strict=True))
+        others = iter(rest)
+        count = len(places) + len(rest)
+        return tuple(places[i] if i in places else next(others) for i in range(count))
+
+    def _split(self, args: tuple, kwargs: dict) -> tuple[Signature, list[Any], list[Any]]:
+        """A call's arrays: those to solve for, and data; and what is left."""
+        signature, leaves = self._sign(args, kwargs)
+        return signature, *signature.arrays(leaves)
+
+    def _sign(self, args: tuple, kwargs: dict) -> tuple[Signature, list[Any]]:
+        """What is known of a call but its arrays; and its leaves."""
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        try:
+            key = structure, tuple(map(kind_of, leaves))
+            signature = self._signatures.get(key)
+        except TypeError as error:
+            raise InputError(f"an argument that is no array must be hashable: {error}") from error
+        if signature is None:
+            params = self._parameters_of(args)
+            signature = Signature.of(structure, key[1], self._numbers(), params, self._fn)
+            _remember(self._signatures, key, signature)
+        return signature, leaves
+
+    def _flat(self, signature: Signature) -> Callable[..., list[Any]]:
+        """The function, from flat lists of arrays to one."""
+
+        def function(parameters: list[Any], data: list[Any]) -> list[Any]:
+            args, kwargs = signature.rebuild(parameters, data)
+            return jax.tree.leaves(eqx.filter(self._fn(*args, **kwargs), eqx.is_array))
+
+        return function
+
+    def _graph(
+        self, signature: Signature, parameters: Sequence[Any], data: Sequence[Any]
+    ) -> ConsensusGraph:
+        program = trace_program(
+            self._flat(signature),
+            parameters,
+            data,
+            names=(*signature.parameter_names, *signature.data_names),
+            source=getattr(self._fn, "__name__", "the function"),
+            roots=OUTPUTS,
+            objectives=(loss_p,),
+            lift=self._plan.solver.lifts,
+        )
+        graph = build_graph(program, coloured=self._schedule in ("parallel", "cyclic"))
+        graph = coarsen(graph, self._granularity)
+        if not any(c.out is None for c in graph.constraints):
+            raise TraceError(
+                f"{getattr(self._fn, '__name__', 'the function')} has no output constraint, so "
+                "there is nothing to solve for: use a loss of pjax_trace.losses on what it "
+                "computes, or pjax_trace.constrain"
+            )
+        return graph
+
+    def _update(
+        self, jitted: Any, state: Any, args: tuple, kwargs: dict
+    ) -> tuple[Any, State, Info]:
+        signature, leaves = self._sign(args, kwargs)
+        self._check_state("update", signature.shapes, state)
+        parameters, data = signature.arrays(leaves)
+        moved, new_state, info = jitted(signature, parameters, state, data)
+        new = self._parameters_of(signature.replace(leaves, moved)[0])
+        if _compat.is_known(info.finite) and not bool(info.finite):
+            culprit = info.suspects[int(info.culprit)]
+            raise NonFiniteError(
+                f"NaN or infinity in {culprit}. The update was dropped; the last good parameters "
+                "are in this error's .params, the state in its .state. Check the data's scale, "
+                "that labels and sets are valid and λ positive, or give the parameters more weight "
+                "(metric)",
+                params=new,
+                state=new_state,
+                culprit=culprit,
+            )
+        return new, new_state, info
+
+    def _run(
+        self, signature: Signature, parameters: list[Array], state: State, data: list[Any]
+    ) -> tuple[list[Array], State, Info]:
+        """One update, traced once per signature and compiled into one computation."""
+        graph = self._graph(signature, parameters, data)
+        return run_update(self._plan, graph, signature, parameters, state, data)
+
+
+def _remember(cache: dict[Any, Any], key: Any, value: Any) -> None:
+    """Keep something by a key; not more than `_REMEMBERED` of them."""
+    if len(cache) == _REMEMBERED:
+        cache.clear()
+    cache[key] = value

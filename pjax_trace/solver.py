@@ -1,0 +1,86 @@
+"""What a solver is: the interface of all iterations, classical ones and sweeps."""
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from pjax_trace.acceleration import Acceleration
+from pjax_trace.graph import ConsensusGraph
+from pjax_trace.spaces import Space
+
+__all__ = ["Ending", "Solver"]
+
+
+class Ending(NamedTuple):
+    """Where the steps of an update ended.
+
+    Attributes:
+        parameters: their values.
+        gaps: the squared distance of every constraint that has one, 0 for others.
+        losses: the value of every loss.
+    """
+
+    parameters: Sequence[Array]
+    gaps: Float[Array, "constraints"]
+    losses: Float[Array, "losses"]
+
+
+class Solver(eqx.Module):
+    """The interface of a solver. All state is in the carry, a pytree.
+
+    Attributes:
+        needs_copies: whether the iterates leave the set in which copies agree.
+        default_steps: how many steps an update makes if nobody says.
+        schedules: those that it can run on; the first one unless somebody says.
+        lifts: whether scans are lifted over time, so that all of their steps are projected at
+            once; else each scan is one constraint.
+        lacks: what it cannot be asked for, and why: a ``"granularity"``, ``"copies"``, a ``"tol"``,
+            a ``"metric"`` with weights per parameter, of constraints, or relative to sizes.
+        gaps: whether every constraint has a gap; else only sets have.
+    """
+
+    needs_copies: ClassVar[bool] = True
+    schedules: ClassVar[tuple[str, ...]] = ("parallel", "product")
+    default_steps: ClassVar[int] = 50
+    lifts: ClassVar[bool] = True
+    lacks: ClassVar[Mapping[str, str]] = {}
+    gaps: ClassVar[bool] = True
+
+    @property
+    def default_acceleration(self) -> tuple[Acceleration, ...]:
+        """What happens to parameters between updates if nobody says."""
+        return ()
+
+    def init(self, space: Space, values: Any) -> Any:
+        """The carry that starts from consensus values."""
+        return space.expand(values)
+
+    @abc.abstractmethod
+    def step(self, space: Space, carry: Any) -> tuple[Any, Array]:
+        """One iteration: the next carry, and the squared distances moved, per constraint."""
+
+    @abc.abstractmethod
+    def values(self, space: Space, carry: Any) -> Any:
+        """The shadow of the iterate, as consensus values."""
+
+    def inner(self, space: Space, x: Any, y: Any) -> Array:
+        """The inner product of two carries in the metric."""
+        return space.inner(x, y)
+
+    def ending(self, space: Space, carry: Any) -> Ending:
+        """What an update reports of the last carry."""
+        values, problem = self.values(space, carry), space.original
+        variables = problem.graph.variables
+        losses = problem.losses(dict(zip(variables, values, strict=True)))
+        return Ending(values[: len(problem.graph.parameters)], problem.gaps(values), losses)
+
+    def settled(self, space: Space, parameters: Sequence[Array]) -> Sequence[Array]:
+        """What users are given, from what accelerations make of where an update ended."""
+        return parameters
+
+    def keeps_latent(self, graph: ConsensusGraph) -> bool:
+        """Whether `settled` loses something, so that the next update must start from before it."""
+        return False

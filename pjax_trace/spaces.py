@@ -1,0 +1,259 @@
+"""What solvers iterate in: points of a problem, and projections onto groups of its constraints.
+
+All lowerings offer the same `Space`. *Copy-free*, a point is one array per variable: after a
+consensus step all copies are equal, so the moments that rules return are all that is needed.
+With *copies*, a point is one array per edge, spread so that each scalar equation has its own.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from pjax_trace.graph import ConsensusGraph, Constraint
+from pjax_trace.problem import Problem, Values, added
+from pjax_trace.rule import Projection
+from pjax_trace.view import Variable, View
+
+__all__ = ["Copies", "CopyFree", "ProductCopies", "Space", "expand_copies", "space_of"]
+
+
+class Space(abc.ABC):
+    """What a solver iterates in: points, and projections onto groups of constraints.
+
+    A group is a set of nodes (constraints and parameters). ``groups`` are the two colours, the
+    outputs' first; of a graph without colours all constraints, and none for consensus. ``cycle`` is
+    every constraint by itself, from the outputs back. ``original`` is the problem as it was before
+    copies were made.
+    """
+
+    def __init__(self, problem: Problem):
+        self.problem = self.original = problem
+        graph = problem.graph
+        nodes = [*graph.parameters, *graph.constraints]
+        # Without colours, all are projected at once; a sweep goes back.
+        order = graph.constraints if problem.product else graph.constraints[::-1]
+        self.groups: tuple[tuple[Any, ...], ...] = (order, ())
+        if graph.colours:
+            self.groups = tuple(
+                tuple(node for node in nodes if graph.colours[node] == side) for side in (0, 1)
+            )
+        self.cycle = (*((c,) for c in reversed(graph.constraints)), graph.parameters)
+
+    @abc.abstractmethod
+    def expand(self, values: Values) -> Any:
+        """The point in which all copies agree with these values."""
+
+    @abc.abstractmethod
+    def collapse(self, point: Any) -> Values:
+        """The consensus values of a point."""
+
+    @abc.abstractmethod
+    def project(self, point: Any, group: Sequence[Any]) -> tuple[Any, Array]:
+        """The nearest point that satisfies a group, and the squared distance per constraint."""
+
+    @abc.abstractmethod
+    def inner(self, x: Any, y: Any) -> Array:
+        """The inner product of two points in the metric."""
+
+
+class CopyFree(Space):
+    """One array per variable. Groups must be whole colours, so that consensus sees all readers."""
+
+    def expand(self, values: Values) -> Values:
+        return values
+
+    def collapse(self, point: Values) -> Values:
+        return point
+
+    def inner(self, x: Values, y: Values) -> Array:
+        return self.problem.inner(x, y)
+
+    def project(self, point: Values, group: Sequence[Any]) -> tuple[Values, Array]:
+        """Constraints of the group move their outputs and, by their moments, their operands."""
+        problem, variables = self.problem, self.problem.graph.variables
+        values = dict(zip(variables, point, strict=True))
+        moved = dict(values)
+        moments: dict[tuple[Constraint, int], Array] = {}
+        distances, outs = {}, {}
+        for c in group:
+            if isinstance(c, Variable):
+                continue  # a parameter is at the mean of its copies already
+            result = problem.project(
+                c, problem.operands(c, values), None if c.out is None else values[c.out]
+            )
+            distances[c] = result.distance
+            if c.out is not None:
+                into = outs if problem.product else moved
+                into[c.out] = result.out.astype(c.out.dtype)
+            for position, _ in c.reads:
+                moment = result.moments[position]
+                moments[c, position] = problem.centred((c, position), moment)
+        moved.update(problem.gather(moments, values, outs))
+        return tuple(moved[v] for v in variables), self.problem.stacked(distances)
+
+
+class Copies(Space):
+    """One array per edge, spread over its scalar equations. Any group of nodes will do."""
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem.of(expand_copies(problem.graph)))
+        self.original = problem
+        constraints = self.problem.graph.constraints
+        self.edges = [(c, position) for c in constraints for position, _ in c.reads]
+
+    def expand(self, values: Values) -> Values:
+        env = dict(zip(self.problem.graph.variables, values, strict=True))
+        return tuple(self.problem.look(c.operands[i], env) for c, i in self.edges)  # pyright: ignore
+
+    def collapse(self, point: Values) -> Values:
+        """The weighted mean of all copies of every variable."""
+        means = self._means(dict(zip(self.edges, point, strict=True)), self.edges, {})
+        start = self.problem.start
+        return tuple(means.get(v, start[v]) for v in self.problem.graph.variables)
+
+    def inner(self, x: Values, y: Values) -> Array:
+        masses = self.problem.copy_masses
+        return added(masses[c][i] * a * b for (c, i), a, b in zip(self.edges, x, y, strict=True))
+
+    def _means(
+        self,
+        copies: Mapping[tuple[Constraint, int], Array],
+        edges: Sequence[Any],
+        outs: Mapping[Variable, Array],
+    ) -> dict[Variable, Array]:
+        problem = self.problem
+        moments = {}
+        for c, i in edges:
+            copy, offset = copies[c, i], problem.offsets.get((c, i))
+            mass = problem.copy_masses[c][i]
+            moments[c, i] = mass * (copy if offset is None else copy - offset)
+        return problem.gather(moments, problem.start, outs)
+
+    def project(self, point: Values, group: Sequence[Any]) -> tuple[Values, Array]:
+        """Each node of the group projects the copies on the edges that it reads and produces."""
+        copies = dict(zip(self.edges, point, strict=True))
+        moved = dict(copies)
+        produced = {node if isinstance(node, Variable) else node.out for node in group} - {None}
+        outgoing = [
+            (c, i)
+            for c, i in self.edges
+            if not produced.isdisjoint(c.operands[i].bases)  # pyright: ignore
+        ]
+        values = self._means(copies, outgoing, {})
+        distances = {}
+        for c in group:
+            if isinstance(c, Variable):
+                continue
+            result = self._onto(c, copies, None if c.out is None else values[c.out], moved)
+            distances[c] = result.distance
+            if c.out is not None:
+                values[c.out] = result.out.astype(c.out.dtype)
+        for c, i in outgoing:
+            view = c.operands[i]
+            assert isinstance(view, View)
+            moved[c, i] = self._write(view, moved[c, i], values, produced)
+        point = tuple(moved[edge] for edge in self.edges)
+        return point, self.problem.stacked(distances)
+
+    def _onto(
+        self,
+        c: Constraint,
+        copies: Mapping[tuple[Constraint, int], Array],
+        target: Any,
+        moved: dict[tuple[Constraint, int], Array],
+    ) -> Projection:
+        """Project onto one constraint; its operands' copies go into ``moved``."""
+        problem = self.problem
+        operands = [
+            copies[c, i] if isinstance(o, View) else problem.data[o]
+            for i, o in enumerate(c.operands)
+        ]
+        result = problem.project(c, operands, target)
+        for i, view in c.reads:
+            moment = result.moments[i]
+            assert moment is not None
+            moved[c, i] = (moment.first / moment.mass).astype(view.dtype)
+        return result
+
+    def _write(
+        self, view: View, copy: Array, values: Mapping[Variable, Array], produced: set[Any]
+    ) -> Array:
+        """The copy, with what the produced variables say in their places."""
+        arrays = [values[b] if b in produced else jnp.zeros(b.shape, b.dtype) for b in view.bases]
+        written = view(self.problem.data, *arrays)
+        if produced.issuperset(view.bases):
+            return written
+        flags = [jnp.full(b.shape, float(b in produced), b.dtype) for b in view.bases]
+        data = self.problem.data
+        return jnp.where(view(data, *flags) != view.at_zero(data), written, copy)
+
+
+class ProductCopies(Copies):
+    """The product space: constraints have copies of their own of all that they touch."""
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem)
+        self.produced = tuple(self.problem.outs)
+
+    def expand(self, values: Values) -> Values:
+        """Every edge sees the value of its variables, and so does what produces them."""
+        env = dict(zip(self.problem.graph.variables, values, strict=True))
+        return (*super().expand(values), *(env[v] for v in self.produced))
+
+    def _split(self, point: Values) -> tuple[dict[tuple[Constraint, int], Array], dict]:
+        count = len(self.edges)
+        copies = dict(zip(self.edges, point[:count], strict=True))
+        return copies, dict(zip(self.produced, point[count:], strict=True))
+
+    def collapse(self, point: Values) -> Values:
+        """The weighted mean of all copies of every variable."""
+        copies, outs = self._split(point)
+        means = self._means(copies, self.edges, outs)
+        start = self.problem.start
+        return tuple(means.get(v, start[v]) for v in self.problem.graph.variables)
+
+    def inner(self, x: Values, y: Values) -> Array:
+        count = len(self.edges)
+        outs = zip(self.produced, x[count:], y[count:], strict=True)
+        own = added(self.problem.outs[v] * a * b for v, a, b in outs)
+        return super().inner(x[:count], y[:count]) + own
+
+    def project(self, point: Values, group: Sequence[Any]) -> tuple[Values, Array]:
+        if not group:
+            return self.expand(self.collapse(point)), self.problem.stacked({})
+        copies, outs = self._split(point)
+        moved, distances = dict(copies), {}
+        for c in group:
+            result = self._onto(c, copies, None if c.out is None else outs[c.out], moved)
+            distances[c] = result.distance
+            if c.out is not None:
+                outs[c.out] = result.out.astype(c.out.dtype)
+        edges = (moved[edge] for edge in self.edges)
+        return (*edges, *(outs[v] for v in self.produced)), self.problem.stacked(distances)
+
+
+def expand_copies(graph: ConsensusGraph) -> ConsensusGraph:
+    """The graph in which every scalar equation reads its own copies."""
+
+    def expanded(c: Constraint) -> Constraint:
+        expansion = c.rule.expand(c.params, c.shapes, c.variable)
+        operands = tuple(
+            operand.followed_by(view) if isinstance(operand, View) else operand
+            for operand, view in zip(c.operands, expansion.views, strict=True)
+        )
+        return dataclasses.replace(
+            c, rule=expansion.rule, params=expansion.params, operands=operands
+        )
+
+    return graph.replaced({c: expanded(c) for c in graph.constraints})
+
+
+def space_of(problem: Problem, *, copies: bool) -> Space:
+    """The space for a problem."""
+    if not copies:
+        return CopyFree(problem)
+    return ProductCopies(problem) if problem.product else Copies(problem)

@@ -1,0 +1,230 @@
+"""One update: the steps of a solver, accelerations around them, and all of it or nothing."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from pjax_trace.acceleration import Acceleration
+from pjax_trace.graph import ConsensusGraph, Constraint
+from pjax_trace.info import Info, State
+from pjax_trace.metric import Metric
+from pjax_trace.problem import Problem
+from pjax_trace.signature import Signature
+from pjax_trace.solver import Solver
+from pjax_trace.spaces import Space, space_of
+
+__all__ = ["Plan", "run_update"]
+
+
+class Plan(NamedTuple):
+    """How an update is made, whatever the function.
+
+    Attributes:
+        solver: the iteration.
+        steps: how many it makes.
+        metric: that it projects in.
+        acceleration: what happens to parameters between updates, in turn.
+        product: whether the schedule is that of the product space.
+        copies: whether copies are explicit.
+        tol: the gap at which to stop; None to make all steps.
+    """
+
+    solver: Solver
+    steps: int
+    metric: Metric
+    acceleration: tuple[Acceleration, ...]
+    product: bool
+    copies: bool
+    tol: float | None
+
+
+def run_update(
+    plan: Plan,
+    graph: ConsensusGraph,
+    signature: Signature,
+    parameters: Sequence[Array],
+    state: State,
+    data: Sequence[Any],
+) -> tuple[list[Array], State, Info]:
+    """New parameters and state, and what was done; the old ones if anything is not finite."""
+    solver = plan.solver
+    base = _latent(plan, graph, parameters, state, data)
+    start: Sequence[Array] = base
+    for acceleration, memory in zip(plan.acceleration, state.memory, strict=True):
+        start = acceleration.start(memory, start)
+    problem = Problem.forward(graph, plan.metric, start, data, plan.product)
+    space = space_of(problem, copies=plan.copies)
+    if solver.gaps:
+        space.problem.prepare()
+        problem.prepare()
+    carry, history, steps = _iterate(plan, space)
+    ending = solver.ending(space, carry)
+    ends = list(ending.parameters)
+    finite = _all_finite((*ends, history, ending.gaps))
+    suspects, find = _suspects(space, signature, start, history, ending.gaps, ends)
+    info = _info(graph, solver, ending, history, steps, finite, suspects, find)
+    new: Sequence[Array] = ends
+    kept = []
+    for acceleration, memory in zip(plan.acceleration, state.memory, strict=True):
+        if acceleration.observes:
+            _, memory = acceleration.finish(memory, base, start, solver.settled(space, new))
+        else:
+            new, memory = acceleration.finish(memory, base, start, new)
+        kept.append(memory)
+    given = solver.settled(space, new)
+    latent = tuple(new) if solver.keeps_latent(graph) else ()
+    # An update is a transaction: all of it, or nothing.
+    before = State(
+        state.steps, state.updates, state.memory, tuple(base) if latent else (), state.structure
+    )
+    after = State(state.steps + steps, state.updates + 1, tuple(kept), latent, state.structure)
+    given, after = jax.tree.map(
+        lambda old, x: jnp.where(finite, x.astype(old.dtype), old),
+        (list(parameters), before),
+        (list(given), after),
+    )
+    return list(given), after, info
+
+
+def _latent(
+    plan: Plan,
+    graph: ConsensusGraph,
+    parameters: Sequence[Array],
+    state: State,
+    data: Sequence[Any],
+) -> Sequence[Array]:
+    """Where the last update ended, if what was given out of it is what comes in again."""
+    if not state.latent:
+        return parameters
+    problem = Problem.forward(graph, plan.metric, state.latent, data, plan.product)
+    settled = plan.solver.settled(space_of(problem, copies=plan.copies), state.latent)
+    return [
+        jnp.where(jnp.all(x == s), z, x)
+        for x, s, z in zip(parameters, settled, state.latent, strict=True)
+    ]
+
+
+def _iterate(plan: Plan, space: Space) -> tuple[Any, Array, Array]:
+    """All steps: the carry at the end, squared distances by step, and the number of steps."""
+    solver, tol = plan.solver, plan.tol
+    carry = solver.init(space, space.original.values)
+    taken = jnp.asarray(plan.steps, jnp.int32)
+    if plan.steps == 1 and tol is None:
+        carry, distances = solver.step(space, carry)
+        return carry, distances[None], taken
+    if tol is None:
+        carry, history = jax.lax.scan(
+            lambda carry, _: solver.step(space, carry), carry, None, length=plan.steps
+        )
+        return carry, history, taken
+    hard = space.problem.graph.hard
+    history = jnp.zeros((plan.steps, len(hard)), jnp.result_type(float))
+
+    def unfinished(loop: Any) -> Array:
+        carry, history, k = loop
+        gap = jnp.sqrt(jnp.sum(space.original.gaps(solver.values(space, carry)), where=hard))
+        last = history[jnp.maximum(k - 1, 0)]
+        return (k < plan.steps) & ((gap > tol) | (k == 0)) & jnp.all(jnp.isfinite(last))
+
+    def body(loop: Any) -> Any:
+        carry, history, k = loop
+        carry, distances = solver.step(space, carry)
+        return carry, history.at[k].set(distances), k + 1
+
+    loop = (carry, history, jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(unfinished, body, loop)
+
+
+def _info(
+    graph: ConsensusGraph,
+    solver: Solver,
+    ending: Any,
+    history: Array,
+    steps: Array,
+    finite: Array,
+    suspects: tuple[str, ...],
+    find: Callable[[], Array],
+) -> Info:
+    """What there is to say of an update."""
+    constraints, hard = graph.constraints, np.flatnonzero(graph.hard)
+    # A forward pass has gaps of sets only.
+    having = [i for i in hard if solver.gaps or constraints[i].out is None]
+    moving = [
+        i
+        for i in hard
+        if solver.gaps or any(b.parameter for _, v in constraints[i].reads for b in v.bases)
+    ]
+    taken = jnp.arange(history.shape[0], dtype=steps.dtype) < steps
+    moved = jnp.sqrt(jnp.sum(history[:, hard], 1))
+    last = history[jnp.maximum(steps - 1, 0)]
+    gaps = ending.gaps[np.array(having, int)]
+    return Info(
+        gap=jnp.sqrt(jnp.sum(gaps)),
+        distances=jnp.sqrt(gaps),
+        loss_values=ending.losses,
+        moved=jnp.sqrt(last[np.array(moving, int)]),
+        history=jnp.where(taken, moved, jnp.nan),
+        steps=steps,
+        finite=finite,
+        culprit=jax.lax.cond(finite, lambda: jnp.zeros((), jnp.int32), find),
+        names=tuple(constraints[i].name for i in having),
+        loss_names=tuple(c.name for c in graph.losses),
+        moved_names=tuple(constraints[i].name for i in moving),
+        sources=tuple(constraints[i].source for i in having),
+        suspects=suspects,
+    )
+
+
+def _suspects(
+    space: Space,
+    signature: Signature,
+    parameters: Sequence[Array],
+    history: Array,
+    gaps: Array,
+    ends: Sequence[Array],
+) -> tuple[tuple[str, ...], Callable[[], Array]]:
+    """What may turn out not to be finite, the likeliest cause first, and which one it was."""
+    problem, graph = space.original, space.original.graph
+    arrays = [
+        (f"parameter {n}", x) for n, x in zip(signature.parameter_names, parameters, strict=True)
+    ]
+    arrays += [
+        (f"data argument {n}", x)
+        for n, x in zip(signature.data_names, problem.inputs, strict=True)
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
+    arrays += [
+        (f"the forward pass of {c.label}", problem.start[c.out])
+        for c in graph.constraints
+        if c.out is not None
+    ]
+    updates = [
+        (f"the update of {n}", x) for n, x in zip(signature.parameter_names, ends, strict=True)
+    ]
+    number = {c.name: i for i, c in enumerate(graph.constraints)}
+    order = [number[c.name] for group in space.groups for c in group if isinstance(c, Constraint)]
+    steps = [f"the projection onto {graph.constraints[i].label}" for i in order]
+    names = (*(name for name, _ in arrays), *steps, *(name for name, _ in updates))
+
+    def find() -> Array:
+        # The first step that went wrong, and in it the constraint that was projected first.
+        bad = ~jnp.isfinite(jnp.concatenate([history, gaps[None]]))
+        early = bad[jnp.argmax(jnp.any(bad, 1))][np.array(order, int)]
+        before, after = (
+            [jnp.logical_not(_all_finite((x,))) for _, x in group] for group in (arrays, updates)
+        )
+        flags = jnp.concatenate([jnp.stack(before), early, jnp.stack(after)])
+        return jnp.argmax(flags).astype(jnp.int32)
+
+    return names, find
+
+
+def _all_finite(arrays: Sequence[Array]) -> Bool[Array, ""]:
+    """Whether all elements are; 0 times one that is not is NaN, which no sum forgets."""
+    totals = [jnp.sum(x * 0).astype(jnp.float32) for x in arrays]
+    return functools.reduce(jnp.add, totals) == 0

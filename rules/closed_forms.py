@@ -1,0 +1,311 @@
+"""The nearest points of particular graphs of scalar functions, elementwise.
+
+As in `pjax_trace.rules.curves`, the question is which ``x`` minimises
+
+    wx·(x − x0)² + wz·(f(x) − z0)² ,
+
+and the answer is the global one. ``relu``, ``abs``, ``square`` and piecewise linear functions have
+closed forms; powers and ``tan`` are solved as curves, on the branches that come into question.
+"""
+
+from functools import partial
+from math import inf, pi
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pjax_trace.rules.curves import Curve, nearest_on_curve
+
+__all__ = [
+    "nearest_abs",
+    "nearest_on_lines",
+    "nearest_on_power",
+    "nearest_on_tan",
+    "nearest_relu",
+    "nearest_square",
+]
+
+
+def nearest_relu(
+    x0: Float[Array, "..."],
+    z0: Float[Array, "..."],
+    wx: Float[Array, "..."] | float,
+    wz: Float[Array, "..."] | float,
+    threshold: Float[Array, "..."] | float = 0.0,
+) -> Float[Array, "..."]:
+    """The argmin over ``x`` of ``wx (x − x0)² + wz (max(x, threshold) − z0)²``, elementwise.
+
+    The nearer of the two rays' nearest points; of two equally near ones, that on ``z = x``.
+
+    Args:
+        x0: abscissae of the points.
+        z0: ordinates of the points, of the same shape.
+        wx: positive weights, a scalar or of the same shape.
+        wz: non-negative weights, likewise.
+        threshold: where the graph turns from flat to rising.
+
+    Returns:
+        The abscissae of the nearest points; their ordinates are ``max(x, threshold)``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.rules.closed_forms import nearest_relu
+        >>> x0, z0 = jnp.array([1.0, -3.0, -1.0]), jnp.array([2.0, 1.0, 5.0])
+        >>> print(nearest_relu(x0, z0, 1.0, 1.0))
+        [ 1.5 -3.   2. ]
+    """
+    rising = jnp.maximum(x0 + wz / (wx + wz) * (z0 - x0), threshold)
+    flat = jnp.minimum(x0, threshold)
+    rising_cost = wx * (rising - x0) ** 2 + wz * (rising - z0) ** 2
+    flat_cost = wx * (flat - x0) ** 2 + wz * (threshold - z0) ** 2
+    return jnp.where(flat_cost < rising_cost, flat, rising)
+
+
+def nearest_abs(
+    x0: Float[Array, "..."],
+    z0: Float[Array, "..."],
+    wx: Float[Array, "..."] | float,
+    wz: Float[Array, "..."] | float,
+) -> Float[Array, "..."]:
+    """The argmin over ``x`` of ``wx (x − x0)² + wz (|x| − z0)²``, elementwise.
+
+    The graph is symmetric, so ``x`` is on the side of ``x0``; on the right one at ``x0 = 0``.
+
+    Args:
+        x0: abscissae of the points.
+        z0: ordinates of the points, of the same shape.
+        wx: positive weights, a scalar or of the same shape.
+        wz: non-negative weights, likewise.
+
+    Returns:
+        The abscissae of the nearest points.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.rules.closed_forms import nearest_abs
+        >>> print(nearest_abs(jnp.array([-1.0, 1.0]), jnp.array([2.0, -2.0]), 1.0, 1.0))
+        [-1.5  0. ]
+    """
+    size = jnp.abs(x0)
+    nearest = jnp.maximum(size + wz / (wx + wz) * (z0 - size), 0.0)
+    return jnp.where(x0 < 0, -nearest, nearest)
+
+
+def nearest_square(
+    x0: Float[Array, "..."],
+    z0: Float[Array, "..."],
+    wx: Float[Array, "..."] | float,
+    wz: Float[Array, "..."] | float,
+) -> Float[Array, "..."]:
+    """The argmin over ``x`` of ``wx (x − x0)² + wz (x² − z0)²``, elementwise.
+
+    The graph is symmetric, so ``x`` is on the side of ``x0``; on the right one at ``x0 = 0``.
+    There it is the only positive root of ``x³ + (a − z0) x − a |x0|``, a = wx / (2 wz).
+
+    Args:
+        x0: abscissae of the points.
+        z0: ordinates of the points, of the same shape.
+        wx: positive weights, a scalar or of the same shape.
+        wz: non-negative weights, likewise.
+
+    Returns:
+        The abscissae of the nearest points.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.rules.closed_forms import nearest_square
+        >>> print(nearest_square(jnp.array([-2.0, 0.0]), jnp.array([4.0, 1.5]), 1.0, 1.0))
+        [-2.  1.]
+    """
+    ratio, size = jnp.clip(2 * wz / wx, 1e-18, 1e18), jnp.abs(x0)
+    linear = 1 / ratio - z0
+    # In units of `scale` the cubic is y³ + p y − q with max(|p|, q) = 1, and 0 ≤ y ≤ 1.325.
+    square_root = jnp.sqrt(jnp.abs(linear))
+    cube_root = jnp.exp((jnp.log(size) - jnp.log(ratio)) / 3)
+    scale = jnp.maximum(jnp.maximum(square_root, cube_root), 1e-18)
+    p, q = jnp.sign(linear) * (square_root / scale) ** 2, (cube_root / scale) ** 3
+    y = jnp.minimum(1.33, jnp.where(p > 0, q / jnp.maximum(p, 1e-18), inf))
+    for _ in range(4):  # convex and rising beyond the root: Newton descends to it
+        y = (2 * y**3 + q) / (3 * y**2 + p)
+    x = scale * y
+    # The last step on the stationarity condition itself, which near the graph does not cancel.
+    last = x - (x - size + ratio * (x * x - z0) * x) / (1 + ratio * (3 * x * x - z0))
+    x = jnp.where(jnp.abs(last - x) <= 0.1 * x, last, x)
+    return jnp.where(x0 < 0, -x, x)
+
+
+def nearest_on_lines(
+    knots: tuple[float, ...],
+    slopes: tuple[float, ...],
+    through: tuple[float, float],
+    x0: Float[Array, "..."],
+    z0: Float[Array, "..."],
+    wx: Float[Array, "..."] | float,
+    wz: Float[Array, "..."] | float,
+) -> Float[Array, "..."]:
+    """The nearest point of a continuous, piecewise linear graph, elementwise.
+
+    The argmin over ``x`` of ``wx (x − x0)² + wz (f(x) − z0)²``: the nearest of the nearest points
+    of all segments; of equally near ones, the last.
+
+    Args:
+        knots: ascending points at which the slope changes.
+        slopes: the slopes between them, one more.
+        through: a point of the graph, on the first line if it were extended.
+        x0: abscissae of the points.
+        z0: ordinates of the points, of the same shape.
+        wx: positive weights, a scalar or of the same shape.
+        wz: non-negative weights, likewise.
+
+    Returns:
+        The abscissae of the nearest points.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.rules.closed_forms import nearest_on_lines
+        >>> x0, z0 = jnp.array([1.0, 8.0, 5.0]), jnp.array([3.0, 5.0, -9.0])
+        >>> print(nearest_on_lines((0.0, 6.0), (0.0, 1.0, 0.0), (0.0, 0.0), x0, z0, 1.0, 1.0))
+        [2. 8. 0.]
+    """
+    ratio = wz / wx
+    offset = through[1] - slopes[0] * through[0]
+    best, least = x0, jnp.full_like(x0, inf)
+    ends = (-inf, *knots, inf)
+    for i, slope in enumerate(slopes):
+        if i:
+            offset += (slopes[i - 1] - slope) * knots[i - 1]
+        share = ratio * slope / (1 + ratio * slope * slope)
+        x = jnp.clip(x0 + share * (z0 - (slope * x0 + offset)), ends[i], ends[i + 1])
+        distance = jnp.square(x - x0) + ratio * jnp.square(slope * x + offset - z0)
+        best = jnp.where(distance <= least, x, best)
+        least = jnp.minimum(distance, least)
+    return best
+
+
+def nearest_on_power(
+    exponent: int | float | Float[Array, "..."],
+    x0: Float[Array, "..."],
+    z0: Float[Array, "..."],
+    wx: Float[Array, "..."] | float,
+    wz: Float[Array, "..."] | float,
+    *,
+    odd: bool = False,
+) -> Float[Array, "..."]:
+    """The argmin over ``x`` of ``wx (x − x0)² + wz (x^c − z0)²``, elementwise and global.
+
+    The power is taken where it is real: for all ``x ≠ 0`` if its exponent is an integer, for
+    positive ones otherwise.
+
+    Args:
+        exponent: the exponent c, a number or an array of the same shape.
+        x0: abscissae of the points.
+        z0: ordinates of the points, of the same shape.
+        wx: positive weights, a scalar or of the same shape.
+        wz: non-negative weights, likewise.
+        odd: whether the function is to be continued to negative ``x`` as an odd one.
+
+    Returns:
+        The abscissae of the nearest points.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.rules.closed_forms import nearest_on_power
+        >>> x0, z0 = jnp.array([-2.0, 0.5]), jnp.array([-8.0, 0.125])
+        >>> print(nearest_on_power(3, x0, z0, 1.0, 1.0).round(3))
+        [-2.   0.5]
+    """
+    known = not isinstance(exponent, jax.Array)
+    c = exponent if known else jnp.where(exponent == 0, 1, exponent).astype(x0.dtype)
+
+    def split(z, _):
+        # ((x^c − z0)²)‴ has the sign of c (c − 1) (2 (2c − 1) x^c − z0 (c − 2)).
+        level = z * (c - 2) / jnp.where(jnp.asarray(c) == 0.5, 1, 2 * (2 * c - 1))
+        inner = (level > 0) & ((c < 0.5) | (c >= 1))
+        outer = jnp.where(jnp.asarray(c) < 0, inf, 0.0)
+        return jnp.where(inner, jnp.power(jnp.where(inner, level, 1.0), 1 / c), outer)
+
+    curve = Curve(
+        lambda x: x**c,
+        slope=lambda x: c * x ** (c - 1),
+        inverse=lambda z: jnp.maximum(z, jnp.finfo(z.dtype).tiny) ** (1 / c),
+        domain=(0.0, inf),
+        split=split,
+    )
+    solve = partial(nearest_on_curve, curve, wx=wx, wz=wz)
+    if known:
+        integer = c == int(c)
+        if c == 0:
+            return x0
+        if not odd and not integer:
+            return solve(x0, z0)
+        if not odd and c % 2 == 0:
+            return jnp.where(x0 < 0, -1.0, 1.0) * solve(jnp.abs(x0), z0)
+        flip, mirrored = -1.0, True
+    else:
+        flip = jnp.where(c % 2 == 1, -1.0, 1.0)
+        mirrored = c == jnp.round(c)
+    starts, targets = jnp.stack([x0, -x0]), jnp.stack([z0, flip * z0])
+    x = jax.vmap(solve)(starts, targets)
+
+    def distance(x, start, target):
+        return jnp.square(x - start) + wz / wx * jnp.square(x**c - target)
+
+    right, left = jax.vmap(distance)(x, starts, targets)
+    x = jnp.where(mirrored & (left < right), -x[1], x[0])
+    return x if known else jnp.where(exponent == 0, x0, x)
+
+
+def nearest_on_tan(
+    x0: Float[Array, "..."],
+    z0: Float[Array, "..."],
+    wx: Float[Array, "..."] | float,
+    wz: Float[Array, "..."] | float,
+) -> Float[Array, "..."]:
+    """The argmin over ``x`` of ``wx (x − x0)² + wz (tan(x) − z0)²``, elementwise and global.
+
+    It is on the branch of ``x0`` or on the one that is next to it.
+
+    Args:
+        x0: abscissae of the points.
+        z0: ordinates of the points, of the same shape.
+        wx: positive weights, a scalar or of the same shape.
+        wz: non-negative weights, likewise.
+
+    Returns:
+        The abscissae of the nearest points.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pjax_trace.rules.closed_forms import nearest_on_tan
+        >>> print(nearest_on_tan(jnp.array([1.5, 3.0]), jnp.array([-9.0, 0.0]), 1.0, 1.0).round(2))
+        [1.68 3.07]
+    """
+    turns = jnp.round(x0 / pi)
+    reduced = (x0 - turns * 3.140625) - turns * (pi - 3.140625)  # the first part is exact
+    other = reduced - jnp.where(reduced < 0, -pi, pi)
+    starts = jnp.stack([reduced, other])
+    x = jax.vmap(lambda start: nearest_on_curve(_TAN, start, z0, wx, wz))(starts)
+    own, next_ = (
+        jnp.square(x[i] - starts[i]) + wz / wx * jnp.square(jnp.tan(x[i]) - z0) for i in range(2)
+    )
+    step = x - starts
+    return x0 + jnp.where(next_ < own, step[1], step[0])
+
+
+def _split_tan(z0: Array, _: Array) -> Array:
+    """The root t = tan x of 12t³ − 6 z0 t² + 8t − 2 z0."""
+    z = jnp.clip(jnp.abs(z0), 0, 1e6)
+    t = 0.5 * z
+    for _step in range(5):
+        t = t - (((12 * t - 6 * z) * t + 8) * t - 2 * z) / ((36 * t - 12 * z) * t + 8)
+    return jnp.sign(z0) * jnp.arctan(t)
+
+
+_TAN = Curve(
+    jnp.tan,
+    slope=lambda x: 1 + jnp.square(jnp.tan(x)),
+    inverse=jnp.arctan,
+    domain=(-pi / 2, pi / 2),
+    split=_split_tan,
+)

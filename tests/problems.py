@@ -1,0 +1,30 @@
+"""What the tests project in: problems of functions, at a forward pass, and spaces of them."""
+
+import pjax_trace as pjax
+from pjax_trace.problem import Problem
+from pjax_trace.spaces import space_of
+
+__all__ = ["copies_of", "free_of", "problem_of"]
+
+
+def problem_of(fn, params, *data, metric=None, product=False, **options):
+    """The problem of ``fn(params, *data)``, ready to be projected; ``options`` are `project`'s."""
+    options.setdefault("schedule", "product" if product else "parallel")
+    projected = pjax.project(fn, **options)
+    graph = projected.trace(params, *data)
+    arrays = projected.arrays(params, *data)
+    problem = Problem.forward(graph, metric or pjax.Metric(), *arrays, product=product)
+    problem.prepare()
+    return problem
+
+
+def free_of(problem):
+    """The space without copies."""
+    return space_of(problem, copies=False)
+
+
+def copies_of(problem):
+    """The space with copies, ready to be projected in."""
+    space = space_of(problem, copies=True)
+    space.problem.prepare()
+    return space
