@@ -4,7 +4,7 @@ Whatever the optimizer, a run of a seed has the same start, the same batches and
 measurements: every few updates on a validation part that is never trained on, and at the end, once,
 on the test part, with the parameters that were best in validation. Averages of parameters are kept
 and reported beside them where a method has them. Compiling and measuring are no part of the
-training time. Operations are counted in the traced update, see benchmarks/flops.py.
+training time. Operations are counted in the traced update, see pjax_trace/operations.py.
 
 A finished run is a row of the log file. In the folder beside it (``results.runs`` for
 ``results.csv``) every run has a file, a checkpoint while it goes on: --resume leaves out what is
@@ -27,15 +27,14 @@ import jax
 from tqdm import tqdm
 
 import pjax_trace as pjax
-from benchmarks import flops
 from benchmarks.data import DataError, Dataset, Parts, batches, hold_out, load, redrawn
 from benchmarks.methods import Method, adam, default, projections, sgd
 from benchmarks.models import MODELS
 from benchmarks.options import CONFIGURATION, TITLES, parse
 from benchmarks.records import RecordError, Records, run_id
-from benchmarks.running import accuracy, chosen_setting
-from benchmarks.runs import Run, Task, begin, best, train
+from benchmarks.running import Run, Task, accuracy, begin, best, chosen_setting, train
 from benchmarks.tables import format_table, spread
+from pjax_trace.operations import operations
 
 __all__ = ["COLUMNS", "main"]
 
@@ -61,23 +60,26 @@ SUMMARY = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parse(argv, __doc__)
+    seeds, length = range(options.seed, options.seed + options.num_runs), options.seq_len or 0
     try:
-        data = read(options)
+        data = load(options.dataset, options.data_dir, length, download=options.download)
         parts = hold_out(options.dataset, data)
         batches(parts.data.train_x, parts.data.train_y, options.batch_size, seed=0)  # can be drawn
         options.data = parts.data.fingerprint
         records = Records(options.log_file, COLUMNS)
-        # One rate for all runs of the same parts, chosen when the first of them wants it.
-        chosen = functools.cache(functools.partial(tuned, options, 0, parts, records))
+
+        def choice(seed: int):
+            # One rate for all runs of the same parts, chosen when the first of them wants it.
+            return functools.cache(functools.partial(tuned, options, seed, parts, records))
+
+        chosen = choice(0)
         runs = []
         with terminations_as_interrupts():
-            for seed in seeds(options):
+            for seed in seeds:
                 own = redrawn(options.dataset, data, seed)
                 if own is not data:
                     parts = hold_out(options.dataset, own)
-                    chosen = functools.cache(
-                        functools.partial(tuned, options, seed, parts, records)
-                    )
+                    chosen = choice(seed)
                 runs.append(compare(options, seed, parts, records, chosen))
     except (DataError, RecordError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -90,23 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     rows = {row["run"]: row for row in records.rows()}  # Of a run done twice the last one counts.
     print(format_table([summary([rows[run] for run in runs])], SUMMARY))
-    print(f"means and standard deviations of seeds {', '.join(map(str, seeds(options)))}")
+    print(f"means and standard deviations of seeds {', '.join(map(str, seeds))}")
     return 0
-
-
-def read(options: argparse.Namespace) -> Dataset:
-    """The data of the options.
-
-    Raises:
-        DataError: if they cannot be read.
-    """
-    length = options.seq_len or 0
-    return load(options.dataset, options.data_dir, length, download=options.download)
-
-
-def seeds(options: argparse.Namespace) -> range:
-    """Those of the runs."""
-    return range(options.seed, options.seed + options.num_runs)
 
 
 @contextlib.contextmanager
@@ -155,10 +142,11 @@ def compare(
         rate, tuning = found["learning_rate"], found["tune_seconds"]
     elif options.tune:
         rate, tuning = chosen()
-    task = task_of(options, seed, parts, rate)
-    run = begin(task)
+    task = task_of(options, parts, rate)
+    run = Run(task.method.name, seed)
     fixed = {"configuration": config, "learning_rate": rate, "tune_seconds": tuning}
     if found is not None:
+        begin(task, run)  # As what the arrays are read.
         run.restore(*records.load(name, run.arrays))
         fixed["flops"] = found["flops"]
         print(f"run {name}, seed {seed}: goes on after update {run.updates}", file=sys.stderr)
@@ -168,9 +156,7 @@ def compare(
 
         def kept():
             if "flops" not in fixed:  # Not earlier: what is traced already compiles in less time.
-                drawn = batches(parts.data.train_x, parts.data.train_y, options.batch_size, seed)
-                assert task.method.step is not None
-                fixed["flops"] = flops.count(task.method.step, run.model, run.state, *next(drawn))
+                fixed["flops"] = flops(task, run)
             records.save(name, run.figures | fixed, run.arrays)
             now = run.history[-1]
             averaged = "" if now.averaged is None else f", averaged {now.averaged:.2%}"
@@ -178,15 +164,23 @@ def compare(
             bar.update(run.updates - bar.n)
 
         train(task, run, kept)
-    records.append({"run": name} | config | results(task, run, fixed))
+    records.append({"run": name} | config | results(parts.data, run, fixed, options.batch_size))
     return name
 
 
-def results(task: Task, run: Run, fixed: dict[str, Any]) -> dict[str, Any]:
+def flops(task: Task, run: Run) -> int | None:
+    """The operations of an update."""
+    assert task.method.step is not None
+    args, limit = (run.model, run.state, *next(task.draw(run.seed))), pjax.Block().iterations
+    counted = operations(task.method.step, *args, limit=limit)
+    return None if counted is None else round(counted)
+
+
+def results(data: Dataset, run: Run, fixed: dict[str, Any], batch_size: int) -> dict[str, Any]:
     """The results of a finished run; the test part is touched here and nowhere else."""
     raw, averaged = best(run.history), best(run.history, averaged=True)
     assert raw is not None
-    test = task.parts.data.test_x, task.parts.data.test_y
+    test = data.test_x, data.test_y
     return {
         "learning_rate": fixed["learning_rate"],
         "validation": raw.accuracy,
@@ -196,8 +190,8 @@ def results(task: Task, run: Run, fixed: dict[str, Any]) -> dict[str, Any]:
         "best_update": raw.batches,
         "best_update_averaged": averaged and averaged.batches,
         "updates": run.updates,
-        "samples": run.updates * task.batch_size,
-        "flops": run.updates * fixed["flops"],
+        "samples": run.updates * batch_size,
+        "flops": fixed["flops"] and run.updates * fixed["flops"],
         "ended": run.ended,
         "train_seconds": run.seconds,
         "compile_seconds": run.compile_seconds,
@@ -207,24 +201,31 @@ def results(task: Task, run: Run, fixed: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def task_of(
-    options: argparse.Namespace, seed: int, parts: Parts, rate: float | None, **other: Any
-) -> Task:
-    """The task of the options; ``other`` replaces some of its parts."""
+def task_of(options: argparse.Namespace, parts: Parts, rate: float | None) -> Task:
+    """The task of the options."""
     made = MODELS[options.model_type]
     sizes = made.sizes_for(parts.data, options.hidden_features)
-    task = Task(
-        parts,
-        functools.partial(made.make, jax.random.key(seed), sizes, skip=options.skip),
+
+    def impatient(run: Run) -> str | None:
+        return "patience" if options.patience and stale(run) >= options.patience else None
+
+    return Task(
         method(options, rate),
-        seed,
+        lambda seed: made.make(jax.random.key(seed), sizes, skip=options.skip),
+        Dataset(*parts.data[:2], parts.validation_x, parts.validation_y),
         options.batch_size,
-        options.eval_every,
+        range(0, sys.maxsize, options.eval_every),
         options.max_steps,
         options.max_seconds,
-        options.patience,
+        impatient,
+        keeps_best=True,
     )
-    return task._replace(**other)
+
+
+def stale(run: Run) -> int:
+    """How many measurements there were since the last best one."""
+    found = [best(run.history), best(run.history, averaged=True)]
+    return len(run.history) - 1 - max(run.history.index(point) for point in found if point)
 
 
 def method(options: argparse.Namespace, rate: float | None) -> Method:
@@ -260,11 +261,13 @@ def tuned(
         found = records.figures(name)
         return found["learning_rate"], found["tune_seconds"]
     steps = options.tune_steps
+    limits = {"max_steps": steps, "max_seconds": None, "patience": None}
+    short = argparse.Namespace(**vars(options) | limits)
     reached: dict[float, float] = {}
     seconds = 0.0
     for rate in tqdm(options.tune, desc=f"learning rates, {steps} updates each", unit="rate"):
-        task = task_of(options, seed, parts, rate, max_steps=steps, patience=None, max_seconds=None)
-        run = begin(task)
+        task = task_of(short, parts, rate)
+        run = Run(task.method.name, seed)
         train(task, run)
         found = best(run.history)
         reached[rate], seconds = found.accuracy if found else 0.0, seconds + run.seconds

@@ -11,75 +11,61 @@ import itertools
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
 from benchmarks import arguments
-from benchmarks.data import DataError, Dataset
+from benchmarks.data import Dataset
 from benchmarks.models import ACTIVATIONS, MODELS, mlp
-from benchmarks.running import (
-    Curve,
-    attempt,
-    follow,
-    learners,
-    load_images,
-    mlp_parser,
-)
+from benchmarks.running import Run, Task, attempt, by_method, follow, learners, mlp_parser, read
 from benchmarks.tables import format_table, write_json
 
-
-@dataclass
-class Network:
-    """What is trained, and all that is known of its runs, by method; ours comes first."""
-
-    activation: str
-    layers: int
-    runs: dict[str, list[Curve]] = field(default_factory=dict)
+Networks = dict[tuple[str, int], list[Run]]  # By activation and hidden layers; ours come first.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parse(argv)
-    try:
-        data = load_images(options)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+    data = read(options)
+    if data is None:
         return 2
-    networks = [Network(*pair) for pair in itertools.product(options.activation, options.layers)]
+    networks: Networks = {
+        pair: [] for pair in itertools.product(options.activation, options.layers)
+    }
 
     def work():
         methods = 1 + len(options.learning_rate)
         with tqdm(total=len(networks) * len(options.seeds) * methods, unit="run") as bar:
-            for network in networks:
-                bar.set_description(f"{network.activation}, {network.layers} layers")
-                train(network, data, options, bar)
+            for (activation, layers), runs in networks.items():
+                bar.set_description(f"{activation}, {layers} layers")
+                train(activation, layers, runs, data, options, bar)
 
     return attempt(work, lambda: report(networks, options))
 
 
-def train(network: Network, data: Dataset, options: argparse.Namespace, bar: tqdm) -> None:
-    """Train a network by all methods, writing progress into it."""
-    sizes = MODELS["mlp"].sizes_for(data, [options.width] * network.layers)
-    activation = ACTIVATIONS[network.activation]
+def train(
+    name: str, layers: int, runs: list[Run], data: Dataset, options: argparse.Namespace, bar: tqdm
+) -> None:
+    """Train a network by all methods, adding to its runs."""
+    sizes, activation = MODELS["mlp"].sizes_for(data, [options.width] * layers), ACTIVATIONS[name]
     ours, adams = learners(options)
     # Seed by seed, so that what else the machine does is spread over all methods.
     for seed in options.seeds:
         for method in (ours, *adams):
             function = activation.function if method is ours else activation.for_gradients
 
-            def start(seed=seed, function=function):
+            def start(seed: int, function=function):
                 return mlp(jax.random.key(seed), sizes, function, options.skip)
 
-            curve = Curve(method.name, seed)
-            network.runs.setdefault(method.name, []).append(curve)
-            follow(curve, method, start, data, options.batch_size, options.points)
+            last, run = options.points[-1], Run(method.name, seed)
+            runs.append(run)
+            follow(Task(method, start, data, options.batch_size, options.points, last), run)
             bar.update()
 
 
-def report(networks: Sequence[Network], options: argparse.Namespace) -> None:
+def report(networks: Networks, options: argparse.Namespace) -> None:
     """Print the table and, if asked for, write the JSON file."""
     points = {f"{point} batches": point for point in options.points}
     columns = {
@@ -93,8 +79,9 @@ def report(networks: Sequence[Network], options: argparse.Namespace) -> None:
     }
     *_, last = points
     table = []
-    for network in networks:
-        rows = [row(network, method, points) for method in network.runs]
+    for network, runs in networks.items():
+        named = dict(zip(columns, network, strict=False))
+        rows = [named | row(several, points) for several in by_method(runs).values()]
         table += rows[:1]
         if adams := rows[1:]:
             table.append(max(adams, key=lambda row: row[last] or 0.0))
@@ -103,29 +90,27 @@ def report(networks: Sequence[Network], options: argparse.Namespace) -> None:
     seeds = ", ".join(map(str, options.seeds))
     print(f"width {options.width}, {skips}; means of seeds {seeds}; Adam at its best rate")
     if options.json:
-        runs = [
-            {"activation": network.activation, "layers": network.layers} | asdict(curve)
-            for network in networks
-            for curves in network.runs.values()
-            for curve in curves
+        known = [
+            dict(zip(columns, network, strict=False)) | run.curve
+            for network, runs in networks.items()
+            for several in by_method(runs).values()
+            for run in several
         ]
-        write_json(options.json, {"options": vars(options), "table": table, "runs": runs})
+        write_json(options.json, {"options": vars(options), "table": table, "runs": known})
 
 
-def row(network: Network, method: str, points: dict[str, int]) -> dict[str, Any]:
-    """A method's line of the table: means over seeds, if all of them got there, and its cost."""
-    curves = network.runs[method]
-    found: dict[str, Any] = {"activation": network.activation, "layers": network.layers}
-    found["method"] = method
+def row(runs: Sequence[Run], points: dict[str, int]) -> dict[str, Any]:
+    """A method's part of its line: means over seeds, if all of them got there, and its cost."""
+    found: dict[str, Any] = {"method": runs[0].method}
     for i, column in enumerate(points):
-        there = [curve.points[i].accuracy for curve in curves if i < len(curve.points)]
-        found[column] = statistics.mean(there) if len(there) == len(curves) else None
-    ends = [curve.points[-1].averaged for curve in curves if len(curve.points) == len(points)]
+        there = [run.history[i].accuracy for run in runs if i < len(run.history)]
+        found[column] = statistics.mean(there) if len(there) == len(runs) else None
+    ends = [run.history[-1].averaged for run in runs if len(run.history) == len(points)]
     averaged = [end for end in ends if end is not None]
-    found["averaged"] = statistics.mean(averaged) if len(averaged) == len(curves) else None
-    seconds = [second for curve in curves for second in curve.seconds]
+    found["averaged"] = statistics.mean(averaged) if len(averaged) == len(runs) else None
+    seconds = [update.seconds for run in runs for update in run.log]
     found["ms a batch"] = 1e3 * statistics.median(seconds) if seconds else None
-    found["compilation [s]"] = curves[0].compile_seconds
+    found["compilation [s]"] = runs[0].compile_seconds
     return found
 
 

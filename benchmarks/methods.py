@@ -84,7 +84,7 @@ class Progress(NamedTuple):
 class Method(NamedTuple):
     """``state = init(model)``, then ``model, state, progress = update(model, state, x, y)``.
 
-    ``step`` is the update as JAX may trace it, ``model, state = step(model, state, x, y)``.
+    ``step`` is the update as JAX may trace it; it takes the same, and may return more than needed.
     ``averaged(model, state)`` is the model with averaged parameters, if the method keeps them.
     """
 
@@ -92,7 +92,7 @@ class Method(NamedTuple):
     init: Callable[[Any], Any]
     update: Callable[[Any, Any, np.ndarray, np.ndarray], tuple[Any, Any, Progress]]
     averaged: Callable[[Any, Any], Any] | None = None
-    step: Callable[[Any, Any, np.ndarray, np.ndarray], tuple[Any, Any]] | None = None
+    step: Callable[[Any, Any, np.ndarray, np.ndarray], Any] | None = None
 
 
 def objective(loss: Loss = "cross_entropy", lam: float = 1.0) -> Callable[..., Any]:
@@ -153,10 +153,8 @@ def _projections(name: str, projected: Any, sweep: bool) -> Method:
         gap = None if sweep else float(info.gap)  # Of a forward pass there is none.
         return model, state, Progress(steps=int(info.steps), gap=gap)
 
-    def step(model, state, x, y):
-        return projected.update(model, state, x, y)[:2]
-
-    return Method(name, projected.init, update, projected.averaged if sweep else None, step)
+    averaged = projected.averaged if sweep else None
+    return Method(name, projected.init, update, averaged, projected.update)
 
 
 def adam(learning_rate: float, loss: Loss = "cross_entropy") -> Method:

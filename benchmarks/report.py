@@ -194,7 +194,8 @@ def curves(group: Group, name: str, averaged: bool) -> tuple[np.ndarray, np.ndar
         figures = records.figures(row["run"])
         points = [Point(*point) for point in figures["history"]]
         batch_size = int(row["batch_size"])
-        of_update = {"samples": batch_size, "flops": figures["flops"]}
+        # Where XLA counts no operations, there is nothing to draw.
+        of_update = {"samples": batch_size, "flops": figures["flops"] or np.nan}
         x.append([p.seconds if name == "seconds" else p.batches * of_update[name] for p in points])
         y.append([p.averaged if averaged else p.accuracy for p in points])
     if any(value is None for value in itertools.chain.from_iterable(y)):

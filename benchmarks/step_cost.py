@@ -6,7 +6,7 @@ pass it starts from, the dispatch) is included. Adam is timed in a scan of as ma
 single calls; the faster of the two is the reference. Repeats of all methods are interleaved, and
 medians taken.
 
-Operations are counted as benchmarks/flops.py says, conjugate gradients as if they ran to their
+Operations are counted as pjax_trace/operations.py says, conjugate gradients as if they ran to their
 limit (they often stop before). Their rate is a share of that of a product of two matrices, 1024 by
 1024, timed in between. "in sequence" is how many projections or operations wait for one another in
 a step: two for two colours, for a sweep or a gradient twice the longest chain, forward and back.
@@ -27,10 +27,11 @@ import numpy as np
 import optax
 
 import pjax_trace as pjax
-from benchmarks import arguments, flops
+from benchmarks import arguments
 from benchmarks.methods import COPY_FREE, SOLVERS, gradient_step, project, setting
 from benchmarks.models import MODELS
 from benchmarks.tables import format_table, write_json
+from pjax_trace.operations import operations
 
 MATRIX = 1024  # Of the products that the machine's rate is measured by.
 
@@ -61,7 +62,7 @@ class Kind(NamedTuple):
 
 
 class Subject:
-    """A method to be timed: ``carry = update(carry)`` makes ``steps`` steps."""
+    """A method to be timed: ``carry = update(carry)[:2]`` makes ``steps`` steps."""
 
     def __init__(
         self,
@@ -75,24 +76,20 @@ class Subject:
         self.kind, self.steps, self.sequence = kind, steps, sequence
         self.seconds: list[float] = []
         self._update = update
-        self._shapes = jax.tree.map(_shape_of, carry)
         before = time.perf_counter()
         compiled = lower(carry).compile()
         self.compile_seconds = time.perf_counter() - before
         memory = compiled.memory_analysis()
         assert memory is not None, "this backend does not report the memory of a computation"
         self.bytes = memory.temp_size_in_bytes + memory.output_size_in_bytes
-        self._carry = jax.block_until_ready(update(carry))  # Compiles once more, for its own cache.
+        # Compiles once more, for its own cache.
+        self._carry = jax.block_until_ready(update(carry))[:2]
 
     def repeat(self) -> None:
         """Make one timed update."""
         before = time.perf_counter()
-        self._carry = jax.block_until_ready(self._update(self._carry))
+        self._carry = jax.block_until_ready(self._update(self._carry))[:2]
         self.seconds.append((time.perf_counter() - before) / self.steps)
-
-    def flops(self) -> float:
-        """The operations of a step."""
-        return flops.count(self._update, self._shapes) / self.steps
 
     def row(self, reference: "Subject", rate: float | None = None) -> dict[str, Any]:
         """The subject's line of the table.
@@ -103,7 +100,10 @@ class Subject:
         """
         name, granularity, schedule, copies = self.kind
         seconds = statistics.median(self.seconds)
-        operations = self.flops() if rate else None
+        counted = None
+        if rate:
+            counted = operations(self._update, self._carry, limit=pjax.Block().iterations)
+        flops = None if counted is None else counted / self.steps
         values = (
             name,
             granularity,
@@ -114,16 +114,12 @@ class Subject:
             seconds / statistics.median(reference.seconds),
             self.bytes / 2**20,
             self.bytes / reference.bytes,
-            operations / 1e6 if operations is not None else None,
-            operations / seconds / rate if operations is not None and rate else None,
+            flops and flops / 1e6,
+            flops and rate and flops / seconds / rate,
             self.sequence,
             self.compile_seconds,
         )
         return dict(zip(COLUMNS, values, strict=True))
-
-
-def _shape_of(leaf: Any) -> Any:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if eqx.is_array(leaf) else leaf
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -218,8 +214,7 @@ def projections(kind: Kind, projected: Any, model: Any, x, y, steps: int) -> Sub
     """A solver, on explicit copies or without."""
 
     def update(carry):
-        model, state, _ = projected.update(carry[0], carry[1], x, y)
-        return model, state
+        return projected.update(*carry, x, y)
 
     def lower(carry):
         return projected.lower(carry[0], x, y)

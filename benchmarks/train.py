@@ -1,11 +1,9 @@
 """Train Equinox models by projections, and by Adam beside it: ``python -m benchmarks.train``."""
 
 import argparse
-import itertools
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +12,19 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import arguments
-from benchmarks.data import DATASETS, DataError, Dataset, batches, load
-from benchmarks.methods import SOLVERS, Method, adam, projections
+from benchmarks.data import DATASETS
+from benchmarks.methods import SOLVERS, adam, projections
 from benchmarks.models import MODELS
 from benchmarks.running import (
+    Run,
+    Task,
     add_setting,
     attempt,
+    by_method,
     chosen_setting,
-    compile_seconds,
     complete_setting,
-    test_accuracy,
-    updates,
+    read,
+    train,
 )
 from benchmarks.tables import format_table, write_json
 
@@ -41,97 +41,52 @@ COLUMNS = {
 }
 
 
-@dataclass
-class Record:
-    """All that is known of a run so far: an interrupted one is reported like any other."""
-
-    method: str
-    seed: int
-    batch_size: int
-    seconds: float = 0.0
-    compile_seconds: float | None = None
-    steps: int = 0
-    gap: list[float] = field(default_factory=list)
-    batches: int = 0
-    accuracy: list[tuple[int, float]] = field(default_factory=list)
-    averaged: float | None = None
-
-    def row(self) -> dict[str, Any]:
-        """The record's line of a table."""
-        values = (
-            self.method,
-            self.accuracy[-1][1] if self.accuracy else None,
-            self.averaged,
-            self.seconds,
-            self.compile_seconds,
-            self.steps,
-            self.batches * self.batch_size,
-        )
-        return dict(zip(COLUMNS, values, strict=True))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parse(argv)
-    try:
-        data = load(options.dataset, options.data_dir, options.seq_len)
-        batches(data.train_x, data.train_y, options.batch_size, seed=0)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+    data = read(options, options.seq_len)
+    if data is None:
         return 2
     chosen = chosen_setting(options)
     how = {"steps": options.steps, "granularity": options.granularity}
     methods = [projections(options.solver, chosen, **how)]
     if options.baseline == "adam":
         methods += map(adam, options.learning_rate)
-    runs: list[tuple[Method, int]] = [(m, s) for m in methods for s in options.seeds]
-    records = [Record(method.name, seed, options.batch_size) for method, seed in runs]
-
-    def work():
-        for (method, _), record in zip(runs, records, strict=True):
-            train(method, record, data, options)
-
-    return attempt(work, lambda: report(records, options))
-
-
-def train(method: Method, record: Record, data: Dataset, options: argparse.Namespace) -> None:
-    """Train a fresh model on a fresh sequence of batches, writing progress into ``record``."""
-    made = MODELS[options.model]
+    made, every = MODELS[options.model], max(1, options.batches // CURVE_POINTS)
     sizes = made.sizes_for(data, options.hidden)
 
-    def draw():
-        return batches(data.train_x, data.train_y, options.batch_size, record.seed)
+    def start(seed: int):
+        return made.make(jax.random.key(seed), sizes)
 
-    model = made.make(jax.random.key(record.seed), sizes)
-    record.accuracy.append((0, test_accuracy(model, data)))
-    # One discarded update included.
-    record.compile_seconds = compile_seconds(method, model, next(draw()))
+    points = range(0, options.batches, every)
+    tasks = [Task(m, start, data, options.batch_size, points, options.batches) for m in methods]
+    todo = [(task, Run(task.method.name, seed)) for task in tasks for seed in options.seeds]
 
-    state = method.init(model)
-    every = max(1, options.batches // CURVE_POINTS)
-    name = f"{method.name}, seed {record.seed}"
-    with tqdm(total=options.batches, desc=name, unit="batch") as bar:
-        drawn = itertools.islice(draw(), options.batches)
-        for update in updates(method, model, state, drawn):
-            model, state, progress, seconds = update
-            record.seconds += seconds
-            record.batches += 1
-            record.steps += progress.steps
-            if progress.gap is not None:
-                record.gap.append(progress.gap)
-            if record.batches % every == 0 or record.batches == options.batches:
-                record.accuracy.append((record.batches, test_accuracy(model, data)))
-            gap = "" if progress.gap is None else f", gap {progress.gap:.3g}"
-            bar.set_postfix_str(f"accuracy {record.accuracy[-1][1]:.2%}{gap}", refresh=False)
-            bar.update()
-    if method.averaged is not None:
-        record.averaged = test_accuracy(method.averaged(model, state), data)
+    def work():
+        for task, run in todo:
+            train_showing(task, run)
+
+    return attempt(work, lambda: report([run for _, run in todo], options))
 
 
-def report(records: Sequence[Record], options: argparse.Namespace) -> None:
+def train_showing(task: Task, run: Run) -> None:
+    """Train behind a progress bar."""
+    name = f"{run.method}, seed {run.seed}"
+    with tqdm(total=task.max_steps, desc=name, unit="batch") as bar:
+
+        def kept():
+            gap = run.log[-1].gap if run.log else None
+            shown = "" if gap is None else f", gap {gap:.3g}"
+            bar.set_postfix_str(f"accuracy {run.history[-1].accuracy:.2%}{shown}", refresh=False)
+            bar.update(run.updates - bar.n)
+
+        train(task, run, kept)
+
+
+def report(runs: Sequence[Run], options: argparse.Namespace) -> None:
     """Print the closing table; write the plot and, if asked for, the JSON file."""
-    groups = itertools.groupby(records, key=lambda record: record.method)
-    rows = [mean([record.row() for record in group]) for _, group in groups]
+    size = options.batch_size
+    rows = [mean([row(run, size) for run in runs]) for runs in by_method(runs).values()]
     rates = [row for row in rows[1:] if row["test accuracy"] is not None]
     if len(rates) > 1:
         max(rates, key=lambda row: row["test accuracy"])["method"] += " (best)"
@@ -139,10 +94,43 @@ def report(records: Sequence[Record], options: argparse.Namespace) -> None:
     if len(options.seeds) > 1:
         print(f"means of seeds {', '.join(map(str, options.seeds))}")
     if options.json:
-        runs = [record.row() | asdict(record) for record in records]
-        write_json(options.json, {"options": vars(options), "table": rows, "runs": runs})
-    plot(records, options.plot)
+        known = [row(run, size) | details(run, size) for run in runs]
+        write_json(options.json, {"options": vars(options), "table": rows, "runs": known})
+    plot(runs, options.plot)
     print(f"curves: {options.plot}")
+
+
+def row(run: Run, batch_size: int) -> dict[str, Any]:
+    """A run's line of a table."""
+    last = run.history[-1] if run.history else None
+    values = (
+        run.method,
+        last and last.accuracy,
+        last.averaged if last and run.ended == "steps" else None,
+        run.seconds,
+        run.compile_seconds,
+        sum(update.steps for update in run.log),
+        run.updates * batch_size,
+    )
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def details(run: Run, batch_size: int) -> dict[str, Any]:
+    """What the JSON file says of a run beside its line of a table."""
+    return {
+        "seed": run.seed,
+        "batch_size": batch_size,
+        "seconds": run.seconds,
+        "compile_seconds": run.compile_seconds,
+        "gap": gaps(run),
+        "batches": run.updates,
+        "accuracy": [(point.batches, point.accuracy) for point in run.history],
+    }
+
+
+def gaps(run: Run) -> list[float]:
+    """Those that its updates reported."""
+    return [update.gap for update in run.log if update.gap is not None]
 
 
 def mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -154,19 +142,19 @@ def mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def plot(records: Sequence[Record], path: Path) -> None:
+def plot(runs: Sequence[Run], path: Path) -> None:
     """Save the curves of accuracy and gap over batches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for record in records:
-        label = f"{record.method}, seed {record.seed}"
-        if record.accuracy:
-            seen, accuracy = zip(*record.accuracy, strict=True)
+    for run in runs:
+        label = f"{run.method}, seed {run.seed}"
+        if run.history:
+            seen, accuracy = zip(*((p.batches, p.accuracy) for p in run.history), strict=True)
             left.plot(seen, np.multiply(accuracy, 100), label=label)
-        if record.gap:
-            right.semilogy(np.arange(1, len(record.gap) + 1), record.gap, label=label)
+        if gap := gaps(run):
+            right.semilogy(np.arange(1, len(gap) + 1), gap, label=label)
     for axes, title in ((left, "held-out accuracy [%]"), (right, "gap at the end of a batch")):
         axes.set(title=title, xlabel="batches")
         axes.grid(alpha=0.3)
