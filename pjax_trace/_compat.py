@@ -10,6 +10,7 @@ import equinox
 import jax
 import jax.extend.core as jex_core
 import jax.extend.core.primitives as primitives
+import jax.numpy as jnp
 from jax.core import ShapedArray, Tracer, eval_jaxpr
 from jax.interpreters import ad, batching, mlir
 
@@ -27,6 +28,7 @@ __all__ = [
     "scan_parts",
     "new_primitive",
     "own_function",
+    "promoted",
     "run_jaxpr",
     "source_line",
     "source_scope",
@@ -52,6 +54,12 @@ _LOOPS: dict[Any, str] = {
     primitives.scan_p: "scan",
     primitives.cond_p: "cond",
 }
+
+
+def promoted(*dtypes: Any) -> Any:
+    """The dtype that holds all these, also where the user allows no promotion in their code."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*dtypes)
 
 
 # The functions behind primitives of our own.

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pjax_trace import _compat
 from pjax_trace.errors import InputError, check_positive, check_range
 
 __all__ = [
@@ -43,8 +44,8 @@ def dot(x: Arrays, y: Arrays) -> Array:
 
 def rms(arrays: Arrays) -> Float[Array, ""]:
     """The root of the mean square of all elements."""
-    dtype = jnp.result_type(*arrays)
-    wide = jnp.promote_types(dtype, jnp.float32)  # squares of half precision overflow
+    dtype = _compat.promoted(*arrays)
+    wide = _compat.promoted(dtype, jnp.float32)  # squares of half precision overflow
     squares = jnp.asarray(sum(jnp.sum(jnp.square(x.astype(wide))) for x in arrays))
     return jnp.sqrt(squares / max(1, sum(x.size for x in arrays))).astype(dtype)
 

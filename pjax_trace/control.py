@@ -238,7 +238,7 @@ def inline_branches(eqn: Any, operands: Sequence[Value], walk_jaxpr: Walk, walk:
     branches = [walk_jaxpr(b.jaxpr, b.consts, inputs) for b in eqn.params["branches"]]
 
     def select(index: Any, *cases: Any) -> Any:
-        dtype = jnp.result_type(*cases)
+        dtype = _compat.promoted(*cases)
         index = jnp.clip(index.astype(jnp.int32), 0, len(cases) - 1)
         return lax.select_n(index, *(x.astype(dtype) for x in cases))
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from pjax_trace import _compat
 from pjax_trace.acceleration import rms
 from pjax_trace.errors import InputError, check_positive
 from pjax_trace.graph import ConsensusGraph, Constraint
@@ -108,8 +109,8 @@ class Metric(eqx.Module):
         weights = self.resolve(graph)
         if not self.relative:
             return weights
-        wide = {v: x.astype(jnp.promote_types(x.dtype, jnp.float32)) for v, x in values.items()}
-        squares = {v: jnp.square(rms([x])) for v, x in wide.items()}
+        wide = _compat.promoted(*values.values(), jnp.float32)
+        squares = {v: jnp.square(rms([x.astype(wide)])) for v, x in values.items()}
         largest = functools.reduce(jnp.maximum, squares.values())
         largest = jnp.where(largest > 0, largest, 1)
         # From the outputs back, so that what is zero is as large as what it goes into is by then.
@@ -119,12 +120,7 @@ class Metric(eqx.Module):
             squares[v] = jnp.where(squares[v] > 0, squares[v], instead)
         # Beside the largest, sizes below this are nothing: weights stay far from overflow.
         squares = {v: jnp.maximum(x, _NOTHING * largest) for v, x in squares.items()}
-        return {
-            v: jnp.minimum(w / squares[v.repeats or v], float(jnp.finfo(v.dtype).max) / 16).astype(
-                v.dtype
-            )
-            for v, w in weights.items()
-        }
+        return {v: w / squares[v.repeats or v] for v, w in weights.items()}
 
     def factors(self, graph: ConsensusGraph) -> dict[Constraint, float]:
         """The factor for the weights of each constraint's copies."""

@@ -101,7 +101,7 @@ class Problem:
     def outs(self) -> dict[Variable, Any]:
         """What a constraint's own copy of its output weighs."""
         return {
-            c.out: factor * self.weight_of[c.out]
+            c.out: factor * _weight([self.weight_of[c.out]], c.out.dtype)
             for c, factor in self.factors.items()
             if c.out is not None
         }
@@ -114,7 +114,7 @@ class Problem:
         """
         return {
             c: tuple(
-                factor * _largest([self.weight_of[base] for base in o.bases])
+                factor * _weight([self.weight_of[base] for base in o.bases], o.dtype)
                 if isinstance(o, View)
                 else None
                 for o in c.operands
@@ -297,14 +297,15 @@ class Problem:
         )
 
 
-def _largest(weights: Sequence[float | Array]) -> float | Array:
-    """Of several weights; a float if they are, which rules make use of while tracing."""
-    return functools.reduce(
-        lambda x, y: (
-            max(x, y) if isinstance(x, float) and isinstance(y, float) else jnp.maximum(x, y)
-        ),
-        weights,
-    )
+def _weight(weights: Sequence[float | Array], dtype: Any) -> float | Array:
+    """The largest of several weights; a float if all are, which rules make use of while tracing.
+
+    Others get the dtype of what they weigh, and stay below what it holds.
+    """
+    if all(isinstance(weight, float) for weight in weights):
+        return max(weights)
+    largest = functools.reduce(jnp.maximum, weights)
+    return jnp.minimum(largest, float(jnp.finfo(dtype).max) / 16).astype(dtype)
 
 
 def _added_data(view: View) -> list[Value]:

@@ -172,7 +172,7 @@ class Ball(Set):
         center = _broadcast("center", self.center, x, x.shape)
         d = x - center
         # |d|, scaled so that no square overflows or vanishes.
-        tiny = jnp.finfo(x.dtype).tiny
+        tiny = float(jnp.finfo(x.dtype).tiny)
         largest = jnp.max(jnp.abs(d), axis=self.axis, keepdims=True, initial=tiny)
         square = jnp.sum(jnp.square(d / largest), axis=self.axis, keepdims=True)
         norm = largest * jnp.sqrt(square)

@@ -253,7 +253,8 @@ class Sweep(Solver):
                     lengths[v] = jnp.maximum(lengths.get(v, 0.0), solution.length)
             for v, length in lengths.items():
                 by = self.decay * enough * (1 - factor) * factor * length
-                moves[v] -= by.astype(v.dtype) * problem.start[v]
+                decayed = by.astype(v.dtype) * problem.start[v]
+                moves[v] -= decayed.astype(moves[v].dtype)
         return moves, distances
 
     def _solve_system(
@@ -320,7 +321,7 @@ class Sweep(Solver):
     ) -> Array:
         """By what to shorten steps; per unit, a factor for each of the last axis."""
         limit = self.trust * factor * size
-        tiny = jnp.finfo(limit.dtype).tiny
+        tiny = float(jnp.finfo(limit.dtype).tiny)
         if per_unit:
             squares = (jnp.sum(jnp.square(x), 0, keepdims=True) for x in steps)
             length = jnp.sqrt(sum(squares) / fan)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from pjax_trace import _compat
 from pjax_trace.index import Index
 from pjax_trace.linear import Design, Implicit, Jacobian, Matrix
 from pjax_trace.view import Variable
@@ -164,7 +165,7 @@ def weight_columns(named: Named, operand: Array, jacobian: Jacobian) -> Columns 
 
     axes = index.transpose(design.columns), index.transpose(design.own)
     key = (index.offset, *(x.merged for x in axes))
-    wide = jnp.promote_types(operand.dtype, jnp.float32)  # squares of half precision overflow
+    wide = _compat.promoted(operand.dtype, jnp.float32)  # squares of half precision overflow
     squares = jnp.sum(jnp.square(operand.astype(wide)))
     columns = Columns(design.matrix(), squares, variable, key, index, place, arrange, operand.size)
     return _scaled(columns, scale)
@@ -377,4 +378,6 @@ def _joined(readers: Sequence[Reader], single: dict[Variable, Element]) -> Syste
         eqx.tree_at(lambda c: c.matrix, c, _Stacked(tuple(parts[place])))
         for place, c in unknowns.items()
     )
-    return System(jnp.concatenate(targets), columns, rows, trust_factor, label)
+    wide = _compat.promoted(*targets)
+    target = jnp.concatenate([t.astype(wide) for t in targets])
+    return System(target, columns, rows, trust_factor, label)

@@ -166,9 +166,9 @@ def _solve(
     rising = [r * jnp.where(negative, m, p) for r, p, m in zip(ratios, plus, minus, strict=True)]
     falling = [r * jnp.where(negative, p, m) for r, p, m in zip(ratios, plus, minus, strict=True)]
     slack = least * least * jnp.asarray(compliance, dtype)
-    scale = sum(rising) + sum(falling) + jnp.abs(residual) + slack + jnp.finfo(dtype).tiny
+    scale = sum(rising) + sum(falling) + jnp.abs(residual) + slack + float(jnp.finfo(dtype).tiny)
     # Squares that overflow make infinite or undefined sums.
-    most = jnp.finfo(dtype).max
+    most = float(jnp.finfo(dtype).max)
     scale = jnp.where(scale < most, scale, most)
     rising = [jnp.clip(p / scale, _SEED, 1) for p in rising]
     falling = [jnp.clip(m / scale, 0, 1) for m in falling]
@@ -236,7 +236,7 @@ def _odds(
     convex in ``v`` where it is positive: steps from a bound ``v >= root`` never overshoot.
     With several kappas they may, hence more steps, and none beyond a factor of ten.
     """
-    tiny = jnp.finfo(residual.dtype).tiny
+    tiny = float(jnp.finfo(residual.dtype).tiny)
 
     def halley(odds: Array) -> Array:
         excess = slack / (1 + odds)

@@ -228,7 +228,7 @@ def nearest_on_power(
     curve = Curve(
         lambda x: x**c,
         slope=lambda x: c * x ** (c - 1),
-        inverse=lambda z: jnp.maximum(z, jnp.finfo(z.dtype).tiny) ** (1 / c),
+        inverse=lambda z: jnp.maximum(z, float(jnp.finfo(z.dtype).tiny)) ** (1 / c),
         domain=(0.0, inf),
         split=split,
     )

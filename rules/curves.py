@@ -141,7 +141,9 @@ def nearest_on_curve(
 
     before = jax.lax.fori_loop(0, _EASY_STEPS - 1, lambda _, x: newton(x), near)
     x = newton(before)
-    still = jnp.abs(x - before) <= 1e-3 * jnp.abs(x - x0) + 4 * jnp.finfo(x.dtype).eps * jnp.abs(x)
+    still = jnp.abs(x - before) <= 1e-3 * jnp.abs(x - x0) + 4 * float(
+        jnp.finfo(x.dtype).eps
+    ) * jnp.abs(x)
     easy = still & (2 * ratio * bound * jnp.abs(residual) < 1)  # False for NaN
     return _redo(partial(_anywhere, curve, ends), ~easy, x, x0, z0, ratio)
 
@@ -215,7 +217,7 @@ def _stationarity(value, tangent, x0, z0, ratio, x):
     pull = ratio * slope
     half = x - x0 + pull * residual
     size = jnp.abs(x) + jnp.abs(pull) * (jnp.abs(z) + jnp.abs(z0))
-    half = jnp.where(jnp.abs(half) <= 0.5 * jnp.finfo(x.dtype).eps * size, 0, half)
+    half = jnp.where(jnp.abs(half) <= 0.5 * float(jnp.finfo(x.dtype).eps) * size, 0, half)
     return half, 1 + ratio * (slope * slope + residual * bend)
 
 
@@ -237,7 +239,8 @@ def _local_minima(
     curve: Curve, x0: Array, z0: Array, ratio: Array, lower: Any, upper: Any
 ) -> Array:
     """The first and the last minimum of the distance on the way from x0 to the preimage of z0."""
-    dtype, finfo = x0.dtype, jnp.finfo(x0.dtype)
+    dtype = x0.dtype
+    eps, tiny = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).tiny)
     lower, upper = jnp.asarray(lower, dtype), jnp.asarray(upper, dtype)
 
     def cost(x, z):
@@ -247,9 +250,9 @@ def _local_minima(
     sides = [jnp.clip(curve.value(x), -_HUGE, _HUGE) for x in (lower, upper)]
     rising = sides[0] < sides[1]
     bottom, top = jnp.minimum(*sides), jnp.maximum(*sides)
-    margin = finfo.tiny / finfo.eps
-    bottom = bottom + jnp.maximum(margin, finfo.eps * jnp.abs(bottom))
-    top = top - jnp.maximum(margin, finfo.eps * jnp.abs(top))
+    margin = tiny / eps
+    bottom = bottom + jnp.maximum(margin, eps * jnp.abs(bottom))
+    top = top - jnp.maximum(margin, eps * jnp.abs(top))
 
     # The two ends of the way; neither term need exceed the distance of a point known.
     near = jnp.clip(x0, lower, upper)

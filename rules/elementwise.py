@@ -107,7 +107,7 @@ def _power(params: Params, operands: Sequence[Any], variable: Flags) -> Outcome:
 
 
 def _log(z: Array) -> Array:
-    return jnp.log(jnp.maximum(z, jnp.finfo(z.dtype).tiny))
+    return jnp.log(jnp.maximum(z, float(jnp.finfo(z.dtype).tiny)))
 
 
 def _unique(z: Array, side: Array) -> Array:

@@ -92,8 +92,8 @@ def _bounded(
 def _convolution(params: Params, x: Array, w: Array) -> Array:
     """Batch first, channels last, and groups of features instead of batch groups."""
     dims = params["dimension_numbers"]
-    wanted = jnp.dtype(params.get("preferred_element_type") or jnp.result_type(x, w))
-    wide = jnp.promote_types(jnp.promote_types(x.dtype, w.dtype), wanted)
+    wanted = jnp.dtype(params.get("preferred_element_type") or _compat.promoted(x, w))
+    wide = _compat.promoted(x, w, wanted)
     x, w = x.astype(wide), w.astype(wide)
     x = jnp.moveaxis(jnp.transpose(x, dims.lhs_spec), 1, -1)
     out_channel, in_channel, *spatial = dims.rhs_spec

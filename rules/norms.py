@@ -199,7 +199,7 @@ def _nearest_scale(a: Array, b: Array, c: Array, ratio: Array, eps: float) -> tu
         return jax.jvp(slope, (log_s,), (jnp.ones_like(log_s),))
 
     found = bracketed_newton(fun, start - spacing, start + spacing, start, steps=_NEWTON)
-    rounding = _ROUNDING * jnp.finfo(least.dtype).eps
+    rounding = _ROUNDING * float(jnp.finfo(least.dtype).eps)
     found = jnp.where(distance(found) <= least * (1 + rounding), found, start)
     s, _, _, u, v = at(found)
     return s * u, s * v

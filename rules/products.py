@@ -118,7 +118,7 @@ class PrivateProduct(NamedTuple):
         equation, if not all; the others must be 0.
         """
         dtype = jnp.result_type(x)
-        most = jnp.finfo(dtype).max / 1024
+        most = float(jnp.finfo(dtype).max) / 1024
         kappa = kappa_of(wx, ww)
         wx, ww = jnp.asarray(wx, dtype), jnp.asarray(ww, dtype)
         # x + other may be all rounding error (X0 = -W0 nearly), and grow multiplies it: plus must

@@ -37,7 +37,7 @@ class QuotientRule(Rule):
             [y[..., None]], [out[..., None]], x, compliance, [(weight_y, weight_z)]
         )
         moved_y, moved_z = ys[..., 0], zs[..., 0]
-        least = jnp.sqrt(jnp.asarray(jnp.finfo(dtype).tiny, dtype))
+        least = float(jnp.finfo(dtype).tiny) ** 0.5
         if weight_x is None:
             # The larger factor, in the metric, has the digits to tell the other one.
             steep = weight_y * jnp.square(moved_y) < weight_z * jnp.square(moved_z)

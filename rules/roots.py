@@ -134,6 +134,6 @@ def cheapest(costs: Sequence[Float[Array, "..."]], keys: Sequence[Any]) -> Float
         for xs in (costs, keys)
     )
     # What overflows is still better than nothing.
-    cost = jnp.where(jnp.isnan(cost), jnp.inf, jnp.minimum(cost, jnp.finfo(dtype).max))
+    cost = jnp.where(jnp.isnan(cost), jnp.inf, jnp.minimum(cost, float(jnp.finfo(dtype).max)))
     start = (jnp.asarray(jnp.inf, dtype), jnp.asarray(jnp.nan, dtype))
     return lax.reduce((cost, key), start, better, (0,))[1]

@@ -92,7 +92,7 @@ def nearest_softmax(
         # Near the end distances are alike up to rounding; there the gradient knows better.
         rounding = total(wx * jnp.square(d) + jnp.abs(pull) * (z + jnp.abs(z0)))
         new = point(centred(d - newton))
-        closer = new[2] < far + _ROUNDING * jnp.finfo(d.dtype).eps * rounding
+        closer = new[2] < far + _ROUNDING * float(jnp.finfo(d.dtype).eps) * rounding
         harder = jnp.maximum(8 * damping, 0.1 * jnp.max(e, axis, keepdims=True))
         return chosen(closer, new, (d, z, far)), jnp.where(closer, damping / 8, harder)
 

@@ -9,7 +9,6 @@ values 0 and 1, and what reads a boolean reads a real number instead, which cons
 anywhere between.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from pjax_trace import _compat
 from pjax_trace.custom import call, function_p
 from pjax_trace.quantize import quantize, quantize_p
 from pjax_trace.registry import Case, evaluate, register_rule
@@ -149,9 +149,9 @@ class Staircase(Rule):
 
 def _moved(end: Array, side: int) -> Array:
     """A little above (1) or below (-1) a number. Infinity stays."""
-    finfo = jnp.finfo(end.dtype)
+    eps, tiny = (float(x) for x in (jnp.finfo(end.dtype).eps, jnp.finfo(end.dtype).tiny))
     # Next to 0, by what no weight makes a denormal number, which would be flushed to 0.
-    return end * (1 + side * 4 * finfo.eps * jnp.sign(end)) + side * finfo.tiny / finfo.eps
+    return end * (1 + side * 4 * eps * jnp.sign(end)) + side * tiny / eps
 
 
 class Steps(Staircase):
@@ -266,7 +266,7 @@ def as_reals(operands: Sequence[Any], variable: Flags) -> Callable[..., tuple[Ar
     Variables are reals already, data may be boolean yet.
     """
     flags = zip(operands, variable, strict=True)
-    dtype = functools.reduce(jnp.promote_types, (x.dtype for x, flag in flags if flag))
+    dtype = _compat.promoted(*(x.dtype for x, flag in flags if flag))
     shape = jnp.broadcast_shapes(*(x.shape for x in operands))
 
     def convert(x: Array) -> Array:

@@ -3,7 +3,6 @@
 With data in the place of an operand, the elementwise ones are views.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from pjax_trace import _compat
 from pjax_trace.registry import Case, register_rule
 from pjax_trace.rule import Flags, Params, Shapes
 from pjax_trace.rules.maps import Contraction, identity_map
@@ -153,9 +153,9 @@ def _contraction(params: Params, shapes: Shapes) -> Contraction:
 def _plainer_product(params: Params, operands: Sequence[Any]) -> Rewrite | None:
     """One dtype; and a product of a value with itself, row by row, is a sum of squares."""
     dtypes = [jnp.dtype(x.dtype) for x in operands]
-    wanted = jnp.dtype(params.get("preferred_element_type") or jnp.result_type(*dtypes))
+    wanted = jnp.dtype(params.get("preferred_element_type") or _compat.promoted(*dtypes))
     if set(dtypes) != {wanted}:
-        wide = functools.reduce(jnp.promote_types, (*dtypes, wanted))
+        wide = _compat.promoted(*dtypes, wanted)
         numbers, precision = params["dimension_numbers"], params.get("precision")
         # Mixed-precision algorithms name dtypes of their own.
         precision = (

@@ -365,7 +365,7 @@ def _by_row(terms: Map, weight: Any, side: int) -> Any:
 
 def _significant(square: Array, size: Array) -> Array:
     """``|X ± W|²`` from its expansion; less than the expansion's rounding error counts as zero."""
-    return jnp.where(square < 8 * jnp.finfo(square.dtype).eps * size, 0, square)
+    return jnp.where(square < 8 * float(jnp.finfo(square.dtype).eps) * size, 0, square)
 
 
 SUM = SumRule()

@@ -484,3 +484,49 @@ def test_a_forward_pass_that_is_not_finite_is_named():
 
     with pytest.raises(pjax.NonFiniteError, match="the forward pass of log at .*test_any_program"):
         pjax.project(fit)(W, 1e4 * X)
+
+
+def in_two_dtypes(w, x):
+    return jnp.matmul(x, w, preferred_element_type=jnp.float32)
+
+
+def normalized(h):
+    return h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda w, x: x @ w,
+        in_two_dtypes,
+        lambda w, x: jnp.round(3 * jnp.tanh(in_two_dtypes(w, x))),
+        lambda w, x: normalized(x @ w),
+        lambda w, x: jnp.tanh(in_two_dtypes(w, x).astype(w.dtype)) @ w.T,
+        lambda w, x: jnp.einsum("ij,ij->i", w, w, preferred_element_type=jnp.float32),
+        lambda w, x: jnp.round(x @ w) / (1 + jnp.exp(x @ w)),
+    ],
+    ids=["dot", "mixed", "round", "norm", "tied", "square", "ratio"],
+)
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (jnp.float16, {}),
+        (jnp.bfloat16, {}),
+        (jnp.bfloat16, {"solver": pjax.AlternatingProjections()}),
+        (
+            jnp.bfloat16,
+            {"solver": pjax.AlternatingProjections(), "metric": pjax.Metric(relative=True)},
+        ),
+    ],
+    ids=["float16", "sweep", "AP", "relative"],
+)
+def test_half_precision_where_no_promotion_is_allowed(function, dtype, options):
+    """Tests run under strict promotion, which concerns what users write, not what is made of it."""
+
+    def fit(w, x):
+        out = function(w, x)
+        return losses.squared_error(out, jnp.ones(out.shape, out.dtype))
+
+    w, x = (jnp.asarray(normal(i, *s), dtype) for i, s in enumerate([(3, 2), (5, 3)]))
+    new, info = pjax.project(fit, **options)(w, x)
+    assert new.dtype == dtype and bool(info.finite) and np.any(new != w)
