@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 
 from pjax_trace.custom import function_p
 from pjax_trace.program import Equation, Program, Value
@@ -29,6 +30,7 @@ class _Pattern:
 
     program: Program
     equations: tuple[Equation, ...]
+    producers: Mapping[Value, Equation]
 
     @staticmethod
     def of(program: Program) -> "_Pattern":
@@ -38,7 +40,8 @@ class _Pattern:
             if not reached.isdisjoint(e.inputs):
                 reached.update(e.outputs)
                 equations.append(e)
-        return _Pattern(program, tuple(equations))
+        producers = {v: e for e in program.equations for v in e.outputs}
+        return _Pattern(program, tuple(equations), producers)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -146,6 +149,8 @@ class _Matcher:
     ) -> bool:
         if wanted.primitive is not e.primitive or len(wanted.inputs) != len(e.inputs):
             return False
+        if [v.shape for v in wanted.outputs] != [v.shape for v in e.outputs]:
+            return False
         return _same_params(wanted.params, e.params) and all(
             found[a] is b if a in found else self._same_data(pattern, a, b)
             for a, b in zip(wanted.inputs, e.inputs, strict=True)
@@ -153,6 +158,7 @@ class _Matcher:
 
     def _same_data(self, pattern: _Pattern, wanted: Value, value: Value) -> bool:
         """Whether data are constants of the same values, or made of such in the same way."""
+        wanted, value = _spread(pattern.producers, wanted), _spread(self.producers, value)
         if wanted.shape != value.shape or wanted.dtype != value.dtype:
             return False
         constants = pattern.program.constants
@@ -163,8 +169,7 @@ class _Matcher:
                 return np.array_equal(constants[wanted], self.constants[value], equal_nan=True)
             except Exception:  # a traced constant, or one of a type of its own
                 return constants[wanted] is self.constants[value]
-        made = next((e for e in pattern.program.equations if wanted in e.outputs), None)
-        e = self.producers.get(value)
+        made, e = pattern.producers.get(wanted), self.producers.get(value)
         if made is None or e is None or made.outputs.index(wanted) != e.outputs.index(value):
             return False
         return (
@@ -173,6 +178,14 @@ class _Matcher:
             and len(made.inputs) == len(e.inputs)
             and all(map(functools.partial(self._same_data, pattern), made.inputs, e.inputs))
         )
+
+
+def _spread(producers: Mapping[Value, Equation], value: Value) -> Value:
+    """The scalar that all elements are copies of, if there is one; `jax.vmap` copies in steps."""
+    source = value
+    while (e := producers.get(source)) and e.primitive is lax.broadcast_in_dim_p:
+        source = e.inputs[0]
+    return value if source.shape else source
 
 
 def _same_params(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

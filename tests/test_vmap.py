@@ -28,9 +28,6 @@ QUICK = {
     "softmax",
     "gather",
 }
-# vmap broadcasts their constants in two steps, and a function of the whole batch in one: they are
-# not found, and what they are made of has constraints of its own.
-IN_PARTS = {"rms_norm_fast", "layer_norm_by_hand", "hard_tanh", "sparse_plus", "selu", "elu"}
 
 
 def of_registry(*, steps):
@@ -40,8 +37,6 @@ def of_registry(*, steps):
     for name, number, entry in kinds:
         for i, case in enumerate(entry.cases):
             marks = [pytest.mark.slow] * (steps and (i > 0 or name not in QUICK))
-            if number and name in IN_PARTS and not steps:
-                marks.append(pytest.mark.xfail(strict=True, reason="no constraint of its own"))
             yield pytest.param(case, id=f"{name}{number}-{i}", marks=marks)
 
 
