@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import lax
 
 from pjax_trace.custom import function_p
 from pjax_trace.program import Equation, Program, Value
 from pjax_trace.recorder import Recorder
 from pjax_trace.registry import FunctionEntry, associative, function_entries, translate
+from pjax_trace.translation import Affine
 
 __all__ = ["claim_functions"]
 
@@ -183,9 +183,19 @@ class _Matcher:
 def _spread(producers: Mapping[Value, Equation], value: Value) -> Value:
     """The scalar that all elements are copies of, if there is one; `jax.vmap` copies in steps."""
     source = value
-    while (e := producers.get(source)) and e.primitive is lax.broadcast_in_dim_p:
+    while (e := producers.get(source)) and _copies_elements(e):
         source = e.inputs[0]
     return value if source.shape else source
+
+
+def _copies_elements(e: Equation) -> bool:
+    """Whether an equation only says where the elements of its one operand go."""
+    if len(e.inputs) != 1 or e.inputs[0].dtype != e.outputs[0].dtype:
+        return False
+    outcome = translate(e.primitive, e.params, e.inputs, (True,))
+    if not isinstance(outcome, Affine) or outcome.offset or outcome.scales:
+        return False
+    return outcome.index is not None
 
 
 def _same_params(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
