@@ -24,9 +24,9 @@ from pjax_trace.rule import Arrays, Params, Request, Rule, Weights
 
 __all__ = ["hand_over", "project_jointly"]
 
-# How near targets are, beside the size of the output, and what operands weigh beside it: a power of
+# Of a target from the output, beside its size; and of operands beside the output: a power of
 # two, so that an operand that stays where it is moves by exactly nothing after its mass is undone.
-_NEAR, _HEAVY = 5e-3, 8.0
+_TARGET_DISTANCE, _OPERAND_WEIGHT = 5e-3, 8.0
 
 
 def project_jointly(
@@ -91,11 +91,11 @@ def _nearby(rule: Rule, params: Params, operands: Arrays, request: Request) -> t
     """
     size, asked = (jnp.sqrt(jnp.mean(jnp.square(x))) for x in (request.out, request.residual))
     size, asked = (jnp.where(x > 0, x, 1.0) for x in (size, asked))
-    step = _NEAR * size
-    weights = tuple(_HEAVY if v else None for v in request.variable)
+    step = _TARGET_DISTANCE * size
+    weights = tuple(_OPERAND_WEIGHT if v else None for v in request.variable)
     target = request.out + step * (request.residual / asked)
     answer = rule.project(params, operands, target, Weights(weights, jnp.ones_like(request.out)))
-    undone = (_HEAVY + 1) / _HEAVY * asked / step
+    undone = (_OPERAND_WEIGHT + 1) / _OPERAND_WEIGHT * asked / step
     return tuple(
         None if m is None else undone * (m.first - m.mass * x)
         for m, x in zip(answer.moments, operands, strict=True)

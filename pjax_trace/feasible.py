@@ -33,7 +33,9 @@ def onto_sets(
     """Parameters projected onto their sets: the nearest point of one, or of several convex ones.
 
     Where several sets have parameters in common, they are projected onto in turns, by the algorithm
-    of Boyle and Dykstra if they are convex, until a round moves nothing to speak of.
+    of Boyle and Dykstra if they are convex, until a round moves nothing to speak of. Where a set
+    reads parameters times coefficients that differ by element, each projection is the nearest point
+    in the set's own coordinates, so that the point found for several sets need not be the nearest.
 
     Args:
         problem: whose sets they are.
