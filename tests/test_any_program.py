@@ -494,37 +494,33 @@ def normalized(h):
     return h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True))
 
 
+HALF = {
+    "dot": lambda w, x: x @ w,
+    "mixed": in_two_dtypes,
+    "round": lambda w, x: jnp.round(3 * jnp.tanh(in_two_dtypes(w, x))),
+    "norm": lambda w, x: normalized(x @ w),
+    "tied": lambda w, x: jnp.tanh(in_two_dtypes(w, x).astype(w.dtype)) @ w.T,
+    "square": lambda w, x: jnp.einsum("ij,ij->i", w, w, preferred_element_type=jnp.float32),
+    "ratio": lambda w, x: jnp.round(x @ w) / (1 + jnp.exp(x @ w)),
+}
+CLASSICAL = {"solver": pjax.AlternatingProjections(), "steps": 2}
+RELATIVE = {**CLASSICAL, "metric": pjax.Metric(relative=True)}
+
+
 @pytest.mark.parametrize(
-    "function",
+    ("name", "dtype", "options"),
     [
-        lambda w, x: x @ w,
-        in_two_dtypes,
-        lambda w, x: jnp.round(3 * jnp.tanh(in_two_dtypes(w, x))),
-        lambda w, x: normalized(x @ w),
-        lambda w, x: jnp.tanh(in_two_dtypes(w, x).astype(w.dtype)) @ w.T,
-        lambda w, x: jnp.einsum("ij,ij->i", w, w, preferred_element_type=jnp.float32),
-        lambda w, x: jnp.round(x @ w) / (1 + jnp.exp(x @ w)),
+        *((name, jnp.bfloat16, {}) for name in HALF),
+        *((name, jnp.float16, {}) for name in ("mixed", "tied")),
+        *((name, jnp.bfloat16, CLASSICAL) for name in ("mixed", "round")),
+        *((name, jnp.bfloat16, RELATIVE) for name in ("mixed", "norm")),
     ],
-    ids=["dot", "mixed", "round", "norm", "tied", "square", "ratio"],
 )
-@pytest.mark.parametrize(
-    ("dtype", "options"),
-    [
-        (jnp.float16, {}),
-        (jnp.bfloat16, {}),
-        (jnp.bfloat16, {"solver": pjax.AlternatingProjections()}),
-        (
-            jnp.bfloat16,
-            {"solver": pjax.AlternatingProjections(), "metric": pjax.Metric(relative=True)},
-        ),
-    ],
-    ids=["float16", "sweep", "AP", "relative"],
-)
-def test_half_precision_where_no_promotion_is_allowed(function, dtype, options):
+def test_half_precision_where_no_promotion_is_allowed(name, dtype, options):
     """Tests run under strict promotion, which concerns what users write, not what is made of it."""
 
     def fit(w, x):
-        out = function(w, x)
+        out = HALF[name](w, x)
         return losses.squared_error(out, jnp.ones(out.shape, out.dtype))
 
     w, x = (jnp.asarray(normal(i, *s), dtype) for i, s in enumerate([(3, 2), (5, 3)]))

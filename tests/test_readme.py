@@ -56,3 +56,13 @@ def test_links(name):
 def test_each_command_is_one_line():
     text = (ROOT / "README.md").read_text()
     assert len(re.findall(r"^ {4}python3 -m venv .*$", text, re.M)) == 2
+
+
+@pytest.mark.parametrize("folder", ["pjax_trace", "rules"])
+def test_every_module_is_described(folder):
+    text = (ROOT / folder / "README.md").read_text()
+    named = set(re.findall(r"`([\w/]+\.py)`", text))
+    there = {path.name for path in (ROOT / folder).glob("*.py")}
+    assert {name for name in named if "/" not in name} <= there
+    assert all((ROOT / name).exists() for name in named if "/" in name)
+    assert there - named == {"__init__.py"}
