@@ -246,7 +246,7 @@ class Contraction(Map):
 
     def apply(self, *operands: Array) -> Array:
         if self.rhs is None:
-            return _align(*operands, self.lhs, self.out)
+            return _align(operands[0], self.lhs, self.out)
         x, w = operands
         if self.private or not self.contracted:
             product = _align(x, self.lhs, self.common) * _align(w, self.rhs, self.common)
