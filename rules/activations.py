@@ -8,7 +8,6 @@ listed are traced into.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,13 +51,8 @@ def _squareplus(x: Array) -> Array:
     return jnp.where(x < 0, 1 / larger, larger)
 
 
-def _selu_inverse(z: Array) -> Array:
-    scale, alpha = 1.0507009873554805, 1.6732632423543772
-    return jnp.where(z > 0, z, scale * jnp.log1p(z / (scale * alpha))) / scale
-
-
-def _elu_inverse(z: Array) -> Array:
-    return jnp.where(z > 0, z, jnp.log1p(z))
+def _elu_inverse(z: Array, alpha: float = 1.0) -> Array:
+    return jnp.where(z > 0, z, jnp.log1p(z / alpha))
 
 
 # Knots are minima, and kinks or jumps of the curvature.
@@ -81,7 +75,11 @@ CURVES: dict[Function, Curve] = {
     ),
     jax.nn.elu: Curve(jax.nn.elu, inverse=_elu_inverse, knots=(0.0,), curvature=1.0),
     jax.nn.celu: Curve(jax.nn.elu, inverse=_elu_inverse, knots=(0.0,), curvature=1.0),
-    jax.nn.selu: Curve(jax.nn.selu, inverse=_selu_inverse, knots=(0.0,)),
+    jax.nn.selu: Curve(
+        jax.nn.selu,
+        inverse=lambda z: _elu_inverse(z / 1.0507009873554805, 1.6732632423543772),
+        knots=(0.0,),
+    ),
     jax.nn.soft_sign: Curve(
         jax.nn.soft_sign,
         lambda x: 1 / jnp.square(1 + jnp.abs(x)),
@@ -115,18 +113,15 @@ RULES: dict[Function, Elementwise] = {
         for f, line in LINES.items()
     },
 }
-
-
-def _register(function: Function, rule: Elementwise, **keywords: Any) -> None:
-    case = Case(partial(function, **keywords), ((3,),), 2.0)
-    register_function(function, rule, variants=(keywords,), cases=[case])
-
-
-for function, rule in RULES.items():
-    if function is _gelu_exact:
-        _register(jax.nn.gelu, rule, approximate=False)
+_LEAKY = {
+    partial(jax.nn.leaky_relu, negative_slope=slope): Elementwise(
+        jax.nn.leaky_relu, partial(nearest_on_lines, (0.0,), (slope, 1.0), (0.0, 0.0))
+    )
+    for slope in (0.1, 0.2)
+}
+for function, rule in (*RULES.items(), *_LEAKY.items()):
+    case = Case(function, ((3,),), 2.0)
+    if isinstance(function, partial):
+        register_function(function.func, rule, variants=(function.keywords,), cases=[case])
     else:
-        _register(function, rule)
-for slope in (0.1, 0.2):
-    nearest = partial(nearest_on_lines, (0.0,), (slope, 1.0), (0.0, 0.0))
-    _register(jax.nn.leaky_relu, Elementwise(jax.nn.leaky_relu, nearest), negative_slope=slope)
+        register_function(function, rule, cases=[case])

@@ -4,18 +4,20 @@ As in `pjax_trace.rules.curves`, the question is which ``x`` minimises
 
     wx·(x − x0)² + wz·(f(x) − z0)² ,
 
-and the answer is the global one. ``relu``, ``abs``, ``square`` and piecewise linear functions have
-closed forms; powers and ``tan`` are solved as curves, on the branches that come into question.
+and the answer is the global one. Points, weights and answers are those of `nearest_on_curve`.
+``relu``, ``abs``, ``square`` and piecewise linear functions have closed forms; powers and ``tan``
+are solved as curves, on the branches that come into question.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from math import inf, pi
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from pjax_trace.rules.curves import Curve, nearest_on_curve
+from pjax_trace.rules.curves import Curve, Numbers, Weight, nearest_on_curve
 
 __all__ = [
     "nearest_abs",
@@ -28,25 +30,11 @@ __all__ = [
 
 
 def nearest_relu(
-    x0: Float[Array, "..."],
-    z0: Float[Array, "..."],
-    wx: Float[Array, "..."] | float,
-    wz: Float[Array, "..."] | float,
-    threshold: Float[Array, "..."] | float = 0.0,
-) -> Float[Array, "..."]:
+    x0: Numbers, z0: Numbers, wx: Weight, wz: Weight, threshold: Numbers | float = 0.0
+) -> Numbers:
     """The argmin over ``x`` of ``wx (x − x0)² + wz (max(x, threshold) − z0)²``, elementwise.
 
     The nearer of the two rays' nearest points; of two equally near ones, that on ``z = x``.
-
-    Args:
-        x0: abscissae of the points.
-        z0: ordinates of the points, of the same shape.
-        wx: positive weights, a scalar or of the same shape.
-        wz: non-negative weights, likewise.
-        threshold: where the graph turns from flat to rising.
-
-    Returns:
-        The abscissae of the nearest points; their ordinates are ``max(x, threshold)``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -62,24 +50,10 @@ def nearest_relu(
     return jnp.where(flat_cost < rising_cost, flat, rising)
 
 
-def nearest_abs(
-    x0: Float[Array, "..."],
-    z0: Float[Array, "..."],
-    wx: Float[Array, "..."] | float,
-    wz: Float[Array, "..."] | float,
-) -> Float[Array, "..."]:
+def nearest_abs(x0: Numbers, z0: Numbers, wx: Weight, wz: Weight) -> Numbers:
     """The argmin over ``x`` of ``wx (x − x0)² + wz (|x| − z0)²``, elementwise.
 
     The graph is symmetric, so ``x`` is on the side of ``x0``; on the right one at ``x0 = 0``.
-
-    Args:
-        x0: abscissae of the points.
-        z0: ordinates of the points, of the same shape.
-        wx: positive weights, a scalar or of the same shape.
-        wz: non-negative weights, likewise.
-
-    Returns:
-        The abscissae of the nearest points.
 
     Example:
         >>> import jax.numpy as jnp
@@ -92,25 +66,11 @@ def nearest_abs(
     return jnp.where(x0 < 0, -nearest, nearest)
 
 
-def nearest_square(
-    x0: Float[Array, "..."],
-    z0: Float[Array, "..."],
-    wx: Float[Array, "..."] | float,
-    wz: Float[Array, "..."] | float,
-) -> Float[Array, "..."]:
+def nearest_square(x0: Numbers, z0: Numbers, wx: Weight, wz: Weight) -> Numbers:
     """The argmin over ``x`` of ``wx (x − x0)² + wz (x² − z0)²``, elementwise.
 
     The graph is symmetric, so ``x`` is on the side of ``x0``; on the right one at ``x0 = 0``.
     There it is the only positive root of ``x³ + (a − z0) x − a |x0|``, a = wx / (2 wz).
-
-    Args:
-        x0: abscissae of the points.
-        z0: ordinates of the points, of the same shape.
-        wx: positive weights, a scalar or of the same shape.
-        wz: non-negative weights, likewise.
-
-    Returns:
-        The abscissae of the nearest points.
 
     Example:
         >>> import jax.numpy as jnp
@@ -139,27 +99,17 @@ def nearest_on_lines(
     knots: tuple[float, ...],
     slopes: tuple[float, ...],
     through: tuple[float, float],
-    x0: Float[Array, "..."],
-    z0: Float[Array, "..."],
-    wx: Float[Array, "..."] | float,
-    wz: Float[Array, "..."] | float,
-) -> Float[Array, "..."]:
+    x0: Numbers,
+    z0: Numbers,
+    wx: Weight,
+    wz: Weight,
+) -> Numbers:
     """The nearest point of a continuous, piecewise linear graph, elementwise.
 
     The argmin over ``x`` of ``wx (x − x0)² + wz (f(x) − z0)²``: the nearest of the nearest points
-    of all segments; of equally near ones, the last.
-
-    Args:
-        knots: ascending points at which the slope changes.
-        slopes: the slopes between them, one more.
-        through: a point of the graph, on the first line if it were extended.
-        x0: abscissae of the points.
-        z0: ordinates of the points, of the same shape.
-        wx: positive weights, a scalar or of the same shape.
-        wz: non-negative weights, likewise.
-
-    Returns:
-        The abscissae of the nearest points.
+    of all segments; of equally near ones, the last. The slope changes at the ``knots``, which
+    ascend; ``slopes`` are those between them, one more; and ``through`` is a point of the first
+    line, if it were extended.
 
     Example:
         >>> import jax.numpy as jnp
@@ -184,29 +134,19 @@ def nearest_on_lines(
 
 
 def nearest_on_power(
-    exponent: int | float | Float[Array, "..."],
-    x0: Float[Array, "..."],
-    z0: Float[Array, "..."],
-    wx: Float[Array, "..."] | float,
-    wz: Float[Array, "..."] | float,
+    exponent: float | Numbers,
+    x0: Numbers,
+    z0: Numbers,
+    wx: Weight,
+    wz: Weight,
     *,
     odd: bool = False,
-) -> Float[Array, "..."]:
+) -> Numbers:
     """The argmin over ``x`` of ``wx (x − x0)² + wz (x^c − z0)²``, elementwise and global.
 
-    The power is taken where it is real: for all ``x ≠ 0`` if its exponent is an integer, for
-    positive ones otherwise.
-
-    Args:
-        exponent: the exponent c, a number or an array of the same shape.
-        x0: abscissae of the points.
-        z0: ordinates of the points, of the same shape.
-        wx: positive weights, a scalar or of the same shape.
-        wz: non-negative weights, likewise.
-        odd: whether the function is to be continued to negative ``x`` as an odd one.
-
-    Returns:
-        The abscissae of the nearest points.
+    The exponent c is a number, or an array of the points' shape. The power is taken where it is
+    real: for all ``x ≠ 0`` if c is an integer, for positive ones otherwise; with ``odd``, which is
+    for numbers c, it is continued to negative ones as an odd function.
 
     Example:
         >>> import jax.numpy as jnp
@@ -245,35 +185,15 @@ def nearest_on_power(
     else:
         flip = jnp.where(c % 2 == 1, -1.0, 1.0)
         mirrored = c == jnp.round(c)
-    starts, targets = jnp.stack([x0, -x0]), jnp.stack([z0, flip * z0])
-    x = jax.vmap(solve)(starts, targets)
-
-    def distance(x, start, target):
-        return jnp.square(x - start) + wz / wx * jnp.square(x**c - target)
-
-    right, left = jax.vmap(distance)(x, starts, targets)
-    x = jnp.where(mirrored & (left < right), -x[1], x[0])
+    right, left, closer = _either(curve, (x0, -x0), (z0, flip * z0), wx, wz)
+    x = jnp.where(mirrored & closer, -left, right)
     return x if known else jnp.where(exponent == 0, x0, x)
 
 
-def nearest_on_tan(
-    x0: Float[Array, "..."],
-    z0: Float[Array, "..."],
-    wx: Float[Array, "..."] | float,
-    wz: Float[Array, "..."] | float,
-) -> Float[Array, "..."]:
+def nearest_on_tan(x0: Numbers, z0: Numbers, wx: Weight, wz: Weight) -> Numbers:
     """The argmin over ``x`` of ``wx (x − x0)² + wz (tan(x) − z0)²``, elementwise and global.
 
     It is on the branch of ``x0`` or on the one that is next to it.
-
-    Args:
-        x0: abscissae of the points.
-        z0: ordinates of the points, of the same shape.
-        wx: positive weights, a scalar or of the same shape.
-        wz: non-negative weights, likewise.
-
-    Returns:
-        The abscissae of the nearest points.
 
     Example:
         >>> import jax.numpy as jnp
@@ -284,13 +204,18 @@ def nearest_on_tan(
     turns = jnp.round(x0 / pi)
     reduced = (x0 - turns * 3.140625) - turns * (pi - 3.140625)  # the first part is exact
     other = reduced - jnp.where(reduced < 0, -pi, pi)
-    starts = jnp.stack([reduced, other])
-    x = jax.vmap(lambda start: nearest_on_curve(_TAN, start, z0, wx, wz))(starts)
-    own, next_ = (
-        jnp.square(x[i] - starts[i]) + wz / wx * jnp.square(jnp.tan(x[i]) - z0) for i in range(2)
-    )
-    step = x - starts
-    return x0 + jnp.where(next_ < own, step[1], step[0])
+    own, next_, closer = _either(_TAN, (reduced, other), (z0, z0), wx, wz)
+    return x0 + jnp.where(closer, next_ - other, own - reduced)
+
+
+def _either(
+    curve: Curve, starts: Sequence[Array], targets: Sequence[Array], wx: Weight, wz: Weight
+) -> tuple[Array, Array, Array]:
+    """The nearest points to two points each, and whether the second one is closer to its own."""
+    start, target = jnp.stack(starts), jnp.stack(targets)
+    x = jax.vmap(partial(nearest_on_curve, curve, wx=wx, wz=wz))(start, target)
+    one, other = jnp.square(x - start) + wz / wx * jnp.square(curve.value(x) - target)
+    return x[0], x[1], other < one
 
 
 def _split_tan(z0: Array, _: Array) -> Array:

@@ -67,37 +67,23 @@ def alike(primitive: Any) -> Callable[..., Any]:
     return function
 
 
-def _matrix(kind: str, size: int, dtype: Any) -> np.ndarray:
-    """The discrete Fourier transform of a length, ``[part out, k, part in, j]``, in reals."""
-    angle = 2 * np.pi * (np.outer(np.arange(size), np.arange(size)) % size) / size
-    cos, sin = np.cos(angle), np.sin(angle) * (1 if kind == "IFFT" else -1)
-    full = np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)])
-    return (full / (size if kind == "IFFT" else 1)).astype(dtype)
-
-
 def _fourier(params: Params, x: Array) -> Array:
     """Along the last axes, one after the other, each a product with data."""
     kind, lengths = params["fft_type"].name, [int(n) for n in params["fft_lengths"]]
-    axes = list(range(-len(lengths), 0))
     if kind == "RFFT":
         x = jnp.stack([x, jnp.zeros_like(x)])
-        for n, axis in zip(lengths, axes, strict=True):
-            x = _transform("FFT", x, n, axis)
-        return x[..., : lengths[-1] // 2 + 1]
-    if kind == "IRFFT":
+    elif kind == "IRFFT":
         x = _hermitian(x, lengths)
-        for n, axis in zip(lengths, axes, strict=True):
-            x = _transform("IFFT", x, n, axis)
-        return x[0]
-    for n, axis in zip(lengths, axes, strict=True):
-        x = _transform(kind, x, n, axis)
-    return x
-
-
-def _transform(kind: str, x: Array, size: int, axis: int) -> Array:
-    matrix = jnp.asarray(_matrix(kind, size, x.dtype))
-    moved = jnp.moveaxis(x, axis, -1)
-    return jnp.moveaxis(jnp.einsum("okij,i...j->o...k", matrix, moved), -1, axis)
+    for axis, n in enumerate(lengths, -len(lengths)):
+        full = (np.fft.ifft if kind.startswith("I") else np.fft.fft)(np.eye(n))
+        # What the real and the imaginary part of the output are made of, [part, k, part in, j].
+        parts = np.stack([full.real, -full.imag, full.imag, full.real]).reshape(2, 2, n, n)
+        matrix = jnp.asarray(np.moveaxis(parts, 1, 2).astype(x.dtype))
+        moved = jnp.moveaxis(x, axis, -1)
+        x = jnp.moveaxis(jnp.einsum("okij,i...j->o...k", matrix, moved), -1, axis)
+    if kind == "RFFT":
+        return x[..., : lengths[-1] // 2 + 1]
+    return x[0] if kind == "IRFFT" else x
 
 
 def _hermitian(x: Array, lengths: Sequence[int]) -> Array:
@@ -119,13 +105,12 @@ def _hermitian(x: Array, lengths: Sequence[int]) -> Array:
     return jnp.concatenate([half, mirrored * signs], -1)
 
 
-def _complex_case(function: Callable[..., Array]) -> Case:
-    return Case(lambda x, y: function(lax.complex(x, y)), ((3,), (3,)))
-
-
-def _product(params: Params, pairs: Sequence[bool], u: Array, v: Array) -> Array:
+def _product(
+    params: Params, pairs: Sequence[bool], u: Array, v: Array, times: Any = jnp.multiply
+) -> Array:
     u, v = as_pair(u), as_pair(v)
-    return jnp.stack([u[0] * v[0] - u[1] * v[1], u[0] * v[1] + u[1] * v[0]])
+    real = times(u[0], v[0]) - times(u[1], v[1])
+    return jnp.stack([real, times(u[0], v[1]) + times(u[1], v[0])])
 
 
 def _quotient(params: Params, pairs: Sequence[bool], u: Array, v: Array) -> Array:
@@ -136,9 +121,8 @@ def _quotient(params: Params, pairs: Sequence[bool], u: Array, v: Array) -> Arra
 
 
 def _contraction(params: Params, pairs: Sequence[bool], u: Array, v: Array) -> Array:
-    u, v = as_pair(u), as_pair(v)
     dot = functools.partial(lax.dot_general, dimension_numbers=params["dimension_numbers"])
-    return jnp.stack([dot(u[0], v[0]) - dot(u[1], v[1]), dot(u[0], v[1]) + dot(u[1], v[0])])
+    return _product(params, pairs, u, v, dot)
 
 
 def _convert(params: Params, pairs: Sequence[bool], x: Array) -> Array:
@@ -177,27 +161,14 @@ def _on_pairs(*_: Any) -> Outcome:
 
 _VIEW = Translation(_on_pairs, family="view")
 
-register_rule(
-    lax.complex_p,
-    _VIEW,
-    cases=[_complex_case(lambda u: jnp.real(u) + jnp.imag(u))],
-    note="complex values are pairs of reals",
-)
-register_rule(
-    lax.real_p,
-    _VIEW,
-    cases=[_complex_case(jnp.real)],
-)
-register_rule(
-    lax.imag_p,
-    _VIEW,
-    cases=[_complex_case(jnp.imag)],
-)
-register_rule(
-    lax.conj_p,
-    _VIEW,
-    cases=[_complex_case(lambda u: jnp.imag(jnp.conj(u)))],
-)
+for primitive, function, note in (
+    (lax.complex_p, lambda u: jnp.real(u) + jnp.imag(u), "complex values are pairs of reals"),
+    (lax.real_p, jnp.real, ""),
+    (lax.imag_p, jnp.imag, ""),
+    (lax.conj_p, lambda u: jnp.imag(jnp.conj(u)), ""),
+):
+    case = Case(lambda x, y, f=function: f(lax.complex(x, y)), ((3,), (3,)))
+    register_rule(primitive, _VIEW, cases=[case], note=note)
 register_rule(
     lax.fft_p,
     Translation(_on_pairs, family="sum"),

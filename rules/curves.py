@@ -21,7 +21,10 @@ from jaxtyping import Array, Float
 
 from pjax_trace.rules.roots import bisect, cheapest
 
-__all__ = ["EXP", "LOG", "LOGISTIC", "TANH", "Curve", "nearest_on_curve"]
+__all__ = ["EXP", "LOG", "LOGISTIC", "TANH", "Curve", "Numbers", "Weight", "nearest_on_curve"]
+
+Numbers = Float[Array, "..."]
+Weight = Numbers | float
 
 _HUGE = 1e18  # stands for infinity: its square is finite in float32
 # Of the way in x, and of the way in z, at which a curve without a split is sampled.
@@ -74,20 +77,14 @@ class Curve:
     split: Callable[[Array, Array], Array] | None = None
     antiperiod: float | None = None
 
-    def tangent(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def tangent(self, x: Numbers) -> Numbers:
         """The slope of the graph at ``x``."""
         if self.slope is not None:
             return self.slope(x)
         return jax.jvp(self.value, (x,), (jnp.ones_like(x),))[1]
 
 
-def nearest_on_curve(
-    curve: Curve,
-    x0: Float[Array, "..."],
-    z0: Float[Array, "..."],
-    wx: Float[Array, "..."] | float,
-    wz: Float[Array, "..."] | float,
-) -> Float[Array, "..."]:
+def nearest_on_curve(curve: Curve, x0: Numbers, z0: Numbers, wx: Weight, wz: Weight) -> Numbers:
     """The argmin over ``x`` of ``wx (x − x0)² + wz (f(x) − z0)²``, elementwise and global.
 
     On a monotone piece the nearest point lies between ``x0`` and the preimage of ``z0``: beyond
@@ -136,14 +133,13 @@ def nearest_on_curve(
     bound = curve.curvature(near, z0) if callable(curve.curvature) else curve.curvature
 
     def newton(x):
-        half, bend = _stationarity(curve.value, curve.tangent, x0, z0, ratio, x)
+        half, bend = _stationarity(curve, x0, z0, ratio, x)
         return jnp.clip(x - half / bend, ends[0], ends[-1])
 
     before = jax.lax.fori_loop(0, _EASY_STEPS - 1, lambda _, x: newton(x), near)
     x = newton(before)
-    still = jnp.abs(x - before) <= 1e-3 * jnp.abs(x - x0) + 4 * float(
-        jnp.finfo(x.dtype).eps
-    ) * jnp.abs(x)
+    rounding = 4 * float(jnp.finfo(x.dtype).eps) * jnp.abs(x)
+    still = jnp.abs(x - before) <= 1e-3 * jnp.abs(x - x0) + rounding
     easy = still & (2 * ratio * bound * jnp.abs(residual) < 1)  # False for NaN
     return _redo(partial(_anywhere, curve, ends), ~easy, x, x0, z0, ratio)
 
@@ -206,14 +202,14 @@ def _anywhere(curve: Curve, ends: list[float], x0: Array, z0: Array, ratio: Arra
     return cheapest(list(distance), list(found))
 
 
-def _stationarity(value, tangent, x0, z0, ratio, x):
+def _stationarity(curve, x0, z0, ratio, x):
     """Half the derivative of the squared distance in ``x``, divided by wx; and its derivative.
 
     Rounding error counts as zero, lest it look like progress.
     """
-    z = value(x)
+    z = curve.value(x)
     residual = z - z0
-    slope, bend = jax.jvp(tangent, (x,), (jnp.ones_like(x),))
+    slope, bend = jax.jvp(curve.tangent, (x,), (jnp.ones_like(x),))
     pull = ratio * slope
     half = x - x0 + pull * residual
     size = jnp.abs(x) + jnp.abs(pull) * (jnp.abs(z) + jnp.abs(z0))
@@ -258,11 +254,8 @@ def _local_minima(
     near = jnp.clip(x0, lower, upper)
     z_near = curve.value(near)
     toward = jnp.where((z_near < z0) == rising, 1.0, -1.0).astype(dtype)
-    middle = jnp.where(
-        upper - lower > 2,
-        jnp.minimum(jnp.maximum(0.0, lower + 1), upper - 1),
-        0.5 * (lower + upper),
-    )
+    inset = jnp.minimum(1.0, 0.5 * (upper - lower))
+    middle = jnp.clip(0.0, lower + inset, upper - inset)
     known = jnp.minimum(cost(near, z_near), cost(middle, curve.value(middle)))
     far = jnp.clip(x0 + toward * jnp.minimum(1.001 * jnp.sqrt(known), _HUGE), lower, upper)
 
@@ -282,14 +275,10 @@ def _local_minima(
     # From here on in u = ±x, which ascends on the way.
     first, last = toward * start, toward * stop
     end = toward * jnp.clip(stop + toward * (last - first) / 16, lower, upper)  # inverses err
-    stationarity = partial(
-        _stationarity,
-        lambda u: curve.value(toward * u),
-        lambda u: toward * curve.tangent(toward * u),
-        toward * x0,
-        z0,
-        ratio,
+    ascending = Curve(
+        lambda u: curve.value(toward * u), lambda u: toward * curve.tangent(toward * u)
     )
+    stationarity = partial(_stationarity, ascending, toward * x0, z0, ratio)
 
     if curve.split is not None:
         split = toward * curve.split(z0, -toward)
@@ -307,8 +296,8 @@ def _local_minima(
             finer = u + (jnp.where(k % 2, first, last) - u) * t
             u_new = jnp.where(k < len(points), points[jnp.minimum(k, len(points) - 1)], finer)
             # The second derivative of (f − z0)² / 2.
-            slope, bend = jax.jvp(curve.tangent, (toward * u_new,), (jnp.ones_like(u),))
-            new = slope * slope + (curve.value(toward * u_new) - z0) * bend
+            slope, bend = jax.jvp(ascending.tangent, (u_new,), (jnp.ones_like(u),))
+            new = slope * slope + (ascending.value(u_new) - z0) * bend
             return jnp.where(new < least, u_new, u), jnp.fmin(new, least)
 
         best = (first, jnp.full_like(first, inf))

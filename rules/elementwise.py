@@ -11,7 +11,13 @@ from jaxtyping import Array
 
 from pjax_trace.registry import Case, evaluate, register_rule
 from pjax_trace.rule import Arrays, Flags, Params, Projection, Rule, Weights, projection_of
-from pjax_trace.rules import closed_forms, curves
+from pjax_trace.rules.closed_forms import (
+    nearest_abs,
+    nearest_on_power,
+    nearest_on_tan,
+    nearest_square,
+)
+from pjax_trace.rules.curves import EXP, LOG, LOGISTIC, TANH, Curve, nearest_on_curve
 from pjax_trace.translation import Outcome, Project, Refusal, Rewrite, Translation
 
 __all__ = ["CURVES", "REFUSED", "Elementwise", "curve_rule"]
@@ -56,20 +62,14 @@ class Elementwise(Rule):
         return projection_of(operands, out, weights, (moved, *data), moved_out)
 
 
-def curve_rule(function: Callable[..., Array], curve: curves.Curve) -> Elementwise:
-    """The rule of an elementwise function of one array that is given by its curve.
-
-    Args:
-        function: ``function(x, **params)``.
-        curve: its graph.
-    """
-    nearest = functools.partial(curves.nearest_on_curve, curve)
-    return Elementwise(function, nearest, _GLOBAL)
+def curve_rule(function: Callable[..., Array], curve: Curve) -> Elementwise:
+    """The rule of an elementwise ``function(x, **params)`` whose graph is a curve."""
+    return Elementwise(function, functools.partial(nearest_on_curve, curve), _GLOBAL)
 
 
 @functools.cache  # so that equal constraints have equal rules
 def _integer_power_rule(exponent: int) -> Elementwise:
-    nearest = functools.partial(closed_forms.nearest_on_power, exponent)
+    nearest = functools.partial(nearest_on_power, exponent)
     return Elementwise(evaluate(lax.integer_pow_p), nearest, _GLOBAL)
 
 
@@ -84,7 +84,7 @@ def _integer_power(params: Params, _: Sequence[Any], variable: Flags) -> Outcome
 
 def _nearest_on_power(x: Array, z: Array, wx: Any, wz: Any, exponent: Array) -> Array:
     exponent = jnp.broadcast_to(exponent, x.shape).astype(x.dtype)
-    return closed_forms.nearest_on_power(exponent, x, z, wx, wz)
+    return nearest_on_power(exponent, x, z, wx, wz)
 
 
 _POWER = Elementwise(lambda x, y, **_: lax.pow(x, y), _nearest_on_power, _GLOBAL)
@@ -115,129 +115,86 @@ def _unique(z: Array, side: Array) -> Array:
     return jnp.full_like(z, math.nan)
 
 
-HALF = math.pi / 2
-SIN = curves.Curve(jnp.sin, jnp.cos, jnp.arcsin, (-HALF, HALF), split=_unique, antiperiod=math.pi)
-COS = curves.Curve(
-    jnp.cos, lambda x: -jnp.sin(x), jnp.arccos, (0.0, math.pi), split=_unique, antiperiod=math.pi
-)
+_HALF = math.pi / 2
+_SLOPE_OF_ERF = 2 / math.sqrt(math.pi)
+_BEND_OF_ERF = math.sqrt(8 / (math.pi * math.e))
 
-# Primitive, curve, and centre and scale of the points that it is tested at.
-CURVES: dict[Any, tuple[curves.Curve, float, float]] = {
-    lax.tanh_p: (curves.TANH, 0, 1),
-    lax.logistic_p: (curves.LOGISTIC, 0, 1),
-    lax.exp_p: (curves.EXP, 0, 1),
-    lax.log_p: (curves.LOG, 5, 0.4),
-    lax.exp2_p: (
-        curves.Curve(
-            jnp.exp2,
-            lambda x: math.log(2) * jnp.exp2(x),
-            lambda z: _log(z) / math.log(2),
-            split=lambda z, _: _log(z / 4) / math.log(2),
-        ),
-        0,
-        1,
+CURVES: dict[Any, Curve] = {
+    lax.tanh_p: TANH,
+    lax.logistic_p: LOGISTIC,
+    lax.exp_p: EXP,
+    lax.log_p: LOG,
+    lax.exp2_p: Curve(
+        jnp.exp2,
+        lambda x: math.log(2) * jnp.exp2(x),
+        lambda z: _log(z) / math.log(2),
+        split=lambda z, _: _log(z / 4) / math.log(2),
     ),
-    lax.expm1_p: (
-        curves.Curve(jnp.expm1, jnp.exp, jnp.log1p, split=lambda z, _: _log((z + 1) / 4)),
-        0,
-        1,
+    lax.expm1_p: Curve(jnp.expm1, jnp.exp, jnp.log1p, split=lambda z, _: _log((z + 1) / 4)),
+    lax.log1p_p: Curve(
+        jnp.log1p,
+        lambda x: 1 / (1 + x),
+        jnp.expm1,
+        (-1.0, math.inf),
+        split=lambda z, _: jnp.expm1(z + 1.5),
     ),
-    lax.log1p_p: (
-        curves.Curve(
-            jnp.log1p,
-            lambda x: 1 / (1 + x),
-            jnp.expm1,
-            (-1.0, math.inf),
-            split=lambda z, _: jnp.expm1(z + 1.5),
-        ),
-        4,
-        0.4,
+    lax.sin_p: Curve(
+        jnp.sin, jnp.cos, jnp.arcsin, (-_HALF, _HALF), split=_unique, antiperiod=math.pi
     ),
-    lax.sin_p: (SIN, 0, 2),
-    lax.cos_p: (COS, 0, 2),
-    lax.sinh_p: (
-        curves.Curve(jnp.sinh, jnp.cosh, jnp.arcsinh, split=lambda z, _: jnp.arcsinh(z / 4)),
-        0,
-        1,
+    lax.cos_p: Curve(
+        jnp.cos,
+        lambda x: -jnp.sin(x),
+        jnp.arccos,
+        (0.0, math.pi),
+        split=_unique,
+        antiperiod=math.pi,
     ),
-    lax.cosh_p: (curves.Curve(jnp.cosh, jnp.sinh, knots=(0.0,)), 0, 1),
-    lax.asin_p: (curves.Curve(jnp.arcsin, inverse=jnp.sin, domain=(-1.0, 1.0)), 0, 0.1),
-    lax.acos_p: (curves.Curve(jnp.arccos, inverse=jnp.cos, domain=(-1.0, 1.0)), 0, 0.1),
-    lax.atan_p: (
-        curves.Curve(
-            jnp.arctan, lambda x: 1 / (1 + x * x), jnp.tan, curvature=9 / (8 * math.sqrt(3))
-        ),
-        0,
-        1,
+    lax.sinh_p: Curve(jnp.sinh, jnp.cosh, jnp.arcsinh, split=lambda z, _: jnp.arcsinh(z / 4)),
+    lax.cosh_p: Curve(jnp.cosh, jnp.sinh, knots=(0.0,)),
+    lax.asin_p: Curve(jnp.arcsin, inverse=jnp.sin, domain=(-1.0, 1.0)),
+    lax.acos_p: Curve(jnp.arccos, inverse=jnp.cos, domain=(-1.0, 1.0)),
+    lax.atan_p: Curve(
+        jnp.arctan, lambda x: 1 / (1 + x * x), jnp.tan, curvature=9 / (8 * math.sqrt(3))
     ),
-    lax.asinh_p: (
-        curves.Curve(jnp.arcsinh, inverse=jnp.sinh, curvature=2 / math.sqrt(27)),
-        0,
-        1,
+    lax.asinh_p: Curve(jnp.arcsinh, inverse=jnp.sinh, curvature=2 / math.sqrt(27)),
+    lax.acosh_p: Curve(jnp.arccosh, inverse=jnp.cosh, domain=(1.0, math.inf)),
+    lax.atanh_p: Curve(jnp.arctanh, inverse=jnp.tanh, domain=(-1.0, 1.0)),
+    lax.erf_p: Curve(
+        lax.erf, lambda x: _SLOPE_OF_ERF * jnp.exp(-x * x), lax.erf_inv, curvature=_BEND_OF_ERF
     ),
-    lax.acosh_p: (curves.Curve(jnp.arccosh, inverse=jnp.cosh, domain=(1.0, math.inf)), 6, 0.4),
-    lax.atanh_p: (curves.Curve(jnp.arctanh, inverse=jnp.tanh, domain=(-1.0, 1.0)), 0, 0.1),
-    lax.erf_p: (
-        curves.Curve(
-            lax.erf,
-            lambda x: 2 / math.sqrt(math.pi) * jnp.exp(-x * x),
-            lax.erf_inv,
-            curvature=math.sqrt(8 / (math.pi * math.e)),
-        ),
-        0,
-        1,
+    lax.erfc_p: Curve(
+        lax.erfc,
+        lambda x: -_SLOPE_OF_ERF * jnp.exp(-x * x),
+        lambda z: lax.erf_inv(1 - z),
+        curvature=_BEND_OF_ERF,
     ),
-    lax.erfc_p: (
-        curves.Curve(
-            lax.erfc,
-            lambda x: -2 / math.sqrt(math.pi) * jnp.exp(-x * x),
-            lambda z: lax.erf_inv(1 - z),
-            curvature=math.sqrt(8 / (math.pi * math.e)),
-        ),
-        0,
-        1,
-    ),
-    lax.erf_inv_p: (curves.Curve(lax.erf_inv, inverse=lax.erf, domain=(-1.0, 1.0)), 0, 0.1),
+    lax.erf_inv_p: Curve(lax.erf_inv, inverse=lax.erf, domain=(-1.0, 1.0)),
 }
-for primitive, (curve, centre, scale) in CURVES.items():
-    case = Case(getattr(lax, str(primitive)), ((3,),), scale, centre)
-    register_rule(primitive, curve_rule(evaluate(primitive), curve), cases=[case])
+_CLOSED_FORMS: dict[Any, Callable[..., Array]] = {
+    lax.abs_p: nearest_abs,
+    lax.square_p: nearest_square,
+    lax.sqrt_p: functools.partial(nearest_on_power, 0.5),
+    lax.rsqrt_p: functools.partial(nearest_on_power, -0.5),
+    lax.cbrt_p: functools.partial(nearest_on_power, 1 / 3, odd=True),
+    lax.tan_p: nearest_on_tan,
+}
+# Scale and centre of the points to test at, if not 1 and 0.
+_POINTS: dict[Any, tuple[float, float]] = {
+    **dict.fromkeys((lax.log_p, lax.sqrt_p, lax.rsqrt_p), (0.4, 5.0)),
+    lax.log1p_p: (0.4, 4.0),
+    lax.acosh_p: (0.4, 6.0),
+    **dict.fromkeys((lax.sin_p, lax.cos_p), (2.0, 0.0)),
+    **dict.fromkeys((lax.asin_p, lax.acos_p, lax.atanh_p), (0.1, 0.0)),
+    **dict.fromkeys((lax.erf_inv_p, lax.tan_p), (0.1, 0.0)),
+}
+for primitive, rule in {
+    **{p: curve_rule(evaluate(p), curve) for p, curve in CURVES.items()},
+    **{p: Elementwise(evaluate(p), nearest) for p, nearest in _CLOSED_FORMS.items()},
+}.items():
+    case = Case(getattr(lax, str(primitive)), ((3,),), *_POINTS.get(primitive, ()))
+    register_rule(primitive, rule, cases=[case])
 
 
-def _nearest_cube_root(x: Array, z: Array, wx: Any, wz: Any) -> Array:
-    return closed_forms.nearest_on_power(1 / 3, x, z, wx, wz, odd=True)
-
-
-register_rule(
-    lax.abs_p,
-    Elementwise(evaluate(lax.abs_p), closed_forms.nearest_abs),
-    cases=[Case(lax.abs, ((3,),))],
-)
-register_rule(
-    lax.square_p,
-    Elementwise(evaluate(lax.square_p), closed_forms.nearest_square),
-    cases=[Case(lax.square, ((3,),))],
-)
-register_rule(
-    lax.sqrt_p,
-    Elementwise(evaluate(lax.sqrt_p), functools.partial(closed_forms.nearest_on_power, 0.5)),
-    cases=[Case(lax.sqrt, ((3,),), 0.4, 5.0)],
-)
-register_rule(
-    lax.rsqrt_p,
-    Elementwise(evaluate(lax.rsqrt_p), functools.partial(closed_forms.nearest_on_power, -0.5)),
-    cases=[Case(lax.rsqrt, ((3,),), 0.4, 5.0)],
-)
-register_rule(
-    lax.cbrt_p,
-    Elementwise(evaluate(lax.cbrt_p), _nearest_cube_root),
-    cases=[Case(lax.cbrt, ((3,),))],
-)
-register_rule(
-    lax.tan_p,
-    Elementwise(evaluate(lax.tan_p), closed_forms.nearest_on_tan),
-    cases=[Case(lax.tan, ((3,),), 0.1)],
-)
 register_rule(
     lax.integer_pow_p,
     Translation(_integer_power, of=_integer_power_rule(3)),
@@ -265,14 +222,8 @@ REFUSED: dict[str, tuple[str, int]] = {
     "atan2_p": ("write jnp.arctan(y / x), or compute the angle from data", 2),
     "rem_p": ("it jumps; write x - y * jnp.floor(x / y) with data for y, or sin and cos", 2),
     "nextafter_p": ("it moves by rounding error only; leave it out", 2),
-    "lgamma_p": (_SPECIAL, 1),
-    "digamma_p": (_SPECIAL, 1),
-    "bessel_i0e_p": (_SPECIAL, 1),
-    "bessel_i1e_p": (_SPECIAL, 1),
-    "polygamma_p": (_SPECIAL, 2),
-    "zeta_p": (_SPECIAL, 2),
-    "igamma_p": (_SPECIAL, 2),
-    "igammac_p": (_SPECIAL, 2),
+    **{f"{name}_p": (_SPECIAL, 1) for name in ("lgamma", "digamma", "bessel_i0e", "bessel_i1e")},
+    **{f"{name}_p": (_SPECIAL, 2) for name in ("polygamma", "zeta", "igamma", "igammac")},
     "igamma_grad_a_p": (_SPECIAL, 2),
     "regularized_incomplete_beta_p": (_SPECIAL, 3),
 }

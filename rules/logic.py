@@ -15,7 +15,16 @@ from jaxtyping import Array
 
 from pjax_trace.custom import call, function_p
 from pjax_trace.registry import Case, register_rule
-from pjax_trace.rule import Arrays, Flags, Moment, Params, Projection, Request, Rule, Weights
+from pjax_trace.rule import (
+    Arrays,
+    Flags,
+    Params,
+    Projection,
+    Request,
+    Rule,
+    Weights,
+    projection_of,
+)
 from pjax_trace.rules.roots import cheapest
 from pjax_trace.rules.staircase import as_reals
 from pjax_trace.translation import Affine, Outcome, Refusal, Rewrite, Translation, rewriting
@@ -46,11 +55,9 @@ class TruthTable(Rule):
         return out
 
     def project(self, params: Params, operands: Arrays, out: Array, weights: Weights) -> Projection:
-        rows = [
-            (*row, self._function(*row))
-            for row in itertools.product((0.0, 1.0), repeat=len(operands))
-        ]
-        return _nearest_case(rows, operands, out, weights)
+        rows = itertools.product((0.0, 1.0), repeat=len(operands))
+        points = [(*row, self._function(*row)) for row in rows]
+        return _nearest_case(points, operands, out, weights)
 
     def target(self, params: Params, operands: Arrays, request: Request) -> tuple[Any, ...]:
         """A straight-through step: what is asked, times what each boolean would change.
@@ -111,32 +118,24 @@ class Choice(Rule):
         return (None, *shares)
 
 
-def _cost(metric: Sequence[Any], point: Sequence[Array], start: Sequence[Array]) -> Array:
-    """The squared distance of every element."""
-    terms = zip(metric, point, start, strict=True)
-    return functools.reduce(
-        jnp.add, (w * jnp.square(x - x0) for w, x, x0 in terms if w is not None)
-    )
-
-
 def _nearest_case(
     points: Sequence[Sequence[Any]], operands: Arrays, out: Array, weights: Weights
 ) -> Projection:
     """The nearest of few points (operands, then the output), for every element by itself."""
-    start, metric = (*operands, out), (*weights.operands, weights.out)
-    numbers = [float(i) for i in range(len(points))]
-    chosen = cheapest([_cost(metric, point, start) for point in points], numbers)
+
+    def cost(point: Sequence[Any]) -> Array:
+        terms = zip((*weights.operands, weights.out), point, (*operands, out), strict=True)
+        squares = (w * jnp.square(x - x0) for w, x, x0 in terms if w is not None)
+        return functools.reduce(jnp.add, squares)
+
+    chosen = cheapest([*map(cost, points)], range(len(points)))
 
     def pick(arrays: Sequence[Any]) -> Array:
         cases = [jnp.broadcast_to(jnp.asarray(x, out.dtype), out.shape) for x in arrays]
         return lax.select_n(chosen.astype(jnp.int32), *cases)
 
     *moved, z = map(pick, zip(*points, strict=True))
-    moments = [
-        None if w is None else Moment(w * x, w)
-        for w, x in zip(weights.operands, moved, strict=True)
-    ]
-    return Projection(tuple(moments), z, jnp.sum(_cost(metric, (*moved, z), start)))
+    return projection_of(operands, out, weights, moved, z)
 
 
 def _table(
@@ -145,7 +144,7 @@ def _table(
     """A function of two booleans becomes a truth table, or a view if one is data or both are one.
 
     Args:
-        name: of the primitive, for printing.
+        name: of the primitive.
         function: of two numbers 0 and 1.
         by_data: what is left of it if the second boolean is data: a view of the first one.
     """
@@ -197,25 +196,13 @@ def _real(compare: Callable[[Array], Array]) -> Case:
     return Case(lambda x: compare(x).astype(x.dtype), ((3,),))
 
 
-def _logic(function: Callable[[Array, Array], Array]) -> Case:
-    return Case(lambda x, y: function(x > 0, y > x).astype(x.dtype), ((3,), (3,)))
-
-
-register_rule(
-    lax.and_p,
-    _table("and", lambda a, b: a * b, lambda a, data: jnp.where(data, a, 0)),
-    cases=[_logic(jnp.logical_and)],
-)
-register_rule(
-    lax.or_p,
-    _table("or", max, lambda a, data: jnp.where(data, 1, a)),
-    cases=[_logic(jnp.logical_or)],
-)
-register_rule(
-    lax.xor_p,
-    _table("xor", lambda a, b: abs(a - b), lambda a, data: jnp.where(data, 1 - a, a)),
-    cases=[_logic(jnp.logical_xor)],
-)
+for name, function, by_data, logical in (
+    ("and", lambda a, b: a * b, lambda a, data: jnp.where(data, a, 0), jnp.logical_and),
+    ("or", max, lambda a, data: jnp.where(data, 1, a), jnp.logical_or),
+    ("xor", lambda a, b: abs(a - b), lambda a, data: jnp.where(data, 1 - a, a), jnp.logical_xor),
+):
+    case = Case(lambda x, y, f=logical: f(x > 0, y > x).astype(x.dtype), ((3,), (3,)))
+    register_rule(getattr(lax, f"{name}_p"), _table(name, function, by_data), cases=[case])
 register_rule(
     lax.not_p,
     rewriting(lambda params, _: lambda x: 1 - x, "discrete"),

@@ -187,14 +187,6 @@ class Private(Map):
         copies = self.private_copies(x, side)
         return jnp.sum(copies if self.terms is None else jnp.where(self.terms, copies, 0), -1)
 
-    def pull(self, out: Array, other: Array | None, side: int) -> Array:
-        if other is not None:
-            factor = self.private_copies(other, 1 - side)
-        else:
-            factor = jnp.asarray(True if self.terms is None else self.terms, out.dtype)
-        copies = jnp.broadcast_to(out[..., None], (*self.shape, self.fan)) * factor
-        return self.gathered(copies, side)
-
     def gathered(self, copies: Array, side: int) -> Array:
         return copies if self.spread_[side] else self.inner.gathered(copies, side)
 
@@ -244,24 +236,21 @@ class Contraction(Map):
 
     def labels(self, side: int) -> Labels:
         """Of the left (0) or right (1) operand."""
-        if side == 0:
-            return self.lhs
-        assert self.rhs is not None
-        return self.rhs
+        labels = self.rhs if side else self.lhs
+        assert labels is not None
+        return labels
 
     def owns(self, side: int) -> bool:
-        """Whether every equation has its own elements of an operand."""
         labels = self.labels(side)
         return all(self.sizes[label] == 1 for label in self.common if label not in labels)
 
     def apply(self, *operands: Array) -> Array:
         if self.rhs is None:
-            (x,) = operands
-            return _align(self._sum_out(x, self.lhs), self._kept(self.lhs), self.out)
+            return _align(operands[0], self.lhs, self.out)
         x, w = operands
         if self.private or not self.contracted:
             product = _align(x, self.lhs, self.common) * _align(w, self.rhs, self.common)
-            return jnp.sum(product, tuple(range(len(self.out), len(self.common))))
+            return _align(product, self.common, self.out)
         batch = [label for label in self.lhs if label in self.rhs and label in self.out]
         free = [
             *(label for label in self.lhs if label not in self.rhs),
@@ -275,27 +264,17 @@ class Contraction(Map):
         return _align(out, (*batch, *free), self.out)
 
     def rows(self, x: Array, side: int) -> Array:
-        """The sum of an operand over what is contracted; broadcasts to the output."""
-        labels = self.labels(side)
-        return _align(self._sum_out(x, labels), self._kept(labels), self.out)
+        return _align(x, self.labels(side), self.out)
 
     def spread(self, out: Array, side: int) -> Array:
-        """The transpose with ones for the other operand; broadcasts to the operand.
-
-        The ones have size 1 along what is contracted, so this is a reduction, not a product.
-        """
-        labels = self.labels(side)
-        kept = tuple(label for label in self.out if label in labels)
-        lost = tuple(i for i, label in enumerate(self.out) if label not in labels)
-        return _align(jnp.sum(out, lost), kept, labels)
+        """Of size 1 along what is contracted."""
+        return _align(out, self.out, self.labels(side))
 
     def readers(self, side: int) -> int:
-        """How many equations read each element of an operand."""
         labels = self.labels(side)
         return math.prod(self.sizes[label] for label in self.out if label not in labels)
 
     def pull(self, out: Array, other: Array | None, side: int) -> Array:
-        """The transpose in one operand, the other one given (None: ones)."""
         if other is None:
             return super().pull(out, other, side)
         transposed = Contraction(
@@ -309,10 +288,8 @@ class Contraction(Map):
         return full.reshape((*self.shape, self.fan))
 
     def gathered(self, copies: Array, side: int) -> Array:
-        labels = self.labels(side)
-        kept = tuple(label for label in self.common if label in labels)
-        lost = tuple(i for i, label in enumerate(self.common) if label not in labels)
-        return _align(jnp.sum(copies.reshape(self.size_of(self.common)), lost), kept, labels)
+        full = copies.reshape(self.size_of(self.common))
+        return _align(full, self.common, self.labels(side))
 
     def design(self, side: int, other: Array) -> Design | None:
         """The other factor is the matrix, unless there is a batch, or nothing is contracted."""
@@ -339,15 +316,13 @@ class Contraction(Map):
             matrix,
         )
 
-    def _kept(self, labels: Labels) -> Labels:
-        return tuple(label for label in labels if label in self.out)
-
-    def _sum_out(self, x: Array, labels: Labels) -> Array:
-        return jnp.sum(x, tuple(i for i, label in enumerate(labels) if label not in self.out))
-
 
 def _align(x: Array, labels: Labels, target: Labels) -> Array:
-    """Axes in the order of ``target``, of size 1 where ``labels`` lacks them."""
+    """Axes in the order of ``target``: of size 1 where ``labels`` lacks them, else summed over."""
+    lost = [label for label in labels if label not in target]
+    if lost:
+        x = jnp.sum(x, tuple(map(labels.index, lost)))
+        labels = tuple(label for label in labels if label in target)
     order = sorted(range(len(labels)), key=lambda i: target.index(labels[i]))
     missing = tuple(i for i, label in enumerate(target) if label not in labels)
     return jnp.expand_dims(jnp.transpose(x, order), missing)

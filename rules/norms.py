@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -18,7 +17,7 @@ from pjax_trace.registry import Case, register_function
 from pjax_trace.rules.roots import bracketed_newton
 from pjax_trace.rules.slices import Composite
 
-__all__ = ["NORMALISE", "STANDARDISE", "nearest_normalised", "nearest_standardised"]
+__all__ = ["NORMALISE", "STANDARDISE", "nearest_normalised"]
 
 _GRID = 64  # points at which a distance of one unknown is sampled
 _NEWTON = 10  # steps from the best of them
@@ -36,40 +35,6 @@ def normalise(x: Array, axes: tuple[int, ...], eps: float) -> Array:
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axes, keepdims=True) + eps)
 
 
-def nearest_standardised(
-    x0: Float[Array, "..."],
-    z0: Float[Array, "..."],
-    wx: Float[Array, ""] | float,
-    wz: Float[Array, "..."],
-    *,
-    axes: tuple[int, ...],
-    eps: float,
-) -> Float[Array, "..."]:
-    """The argmin over ``x`` of ``wx |x − x0|² + Σ wz (standardise(x) − z0)²``, slice by slice.
-
-    The best mean is that of x0, and the rest is `nearest_normalised` of slices of mean 0.
-
-    Args:
-        x0: slices before.
-        z0: slices after, of the same shape.
-        wx: positive weight.
-        wz: positive weights, of the same shape.
-        axes: of a slice.
-        eps: positive.
-
-    Returns:
-        x, as near as `nearest_normalised`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from pjax_trace.rules.norms import nearest_standardised
-        >>> x0, z0 = jnp.array([1.0, 3.0]), jnp.array([2.0, -2.0])
-        >>> print(nearest_standardised(x0, z0, 1.0, jnp.ones(2), axes=(0,), eps=1e-6).round(2))
-        [2.01 1.99]
-    """
-    return _nearest(x0, z0, wx, wz, axes, eps, lambda a: a - jnp.mean(a, axes, keepdims=True))
-
-
 def nearest_normalised(
     x0: Float[Array, "..."],
     z0: Float[Array, "..."],
@@ -78,6 +43,7 @@ def nearest_normalised(
     *,
     axes: tuple[int, ...],
     eps: float,
+    centred: bool = False,
 ) -> Float[Array, "..."]:
     """The argmin over ``x`` of ``wx |x − x0|² + Σ wz (normalise(x) − z0)²``, slice by slice.
 
@@ -96,6 +62,8 @@ def nearest_normalised(
         wz: positive weights, of the same shape.
         axes: of a slice.
         eps: positive.
+        centred: the same of ``standardise(x)``. The best mean is that of x0, and the rest of x is
+            the nearest one among slices of mean 0.
 
     Returns:
         x. The point of the graph is at most as far as ``(x0, normalise(x0))``, and the nearest
@@ -107,23 +75,17 @@ def nearest_normalised(
         >>> x0, z0 = jnp.array([3.0, 0.0]), jnp.array([0.0, 0.0])
         >>> nearest_normalised(x0, z0, 1.0, jnp.ones(2), axes=(0,), eps=1e-6).round(2).tolist()
         [3.0, 0.0]
+        >>> x0, z0 = jnp.array([1.0, 3.0]), jnp.array([2.0, -2.0])
+        >>> options = {"axes": (0,), "eps": 1e-6, "centred": True}
+        >>> print(nearest_normalised(x0, z0, 1.0, jnp.ones(2), **options).round(2))
+        [2.01 1.99]
     """
-    return _nearest(x0, z0, wx, wz, axes, eps, lambda a: a)
-
-
-def _nearest(
-    x0: Array,
-    z0: Array,
-    wx: Any,
-    wz: Array,
-    axes: tuple[int, ...],
-    eps: float,
-    onto_subspace: Callable[[Array], Array],
-) -> Array:
-    """`nearest_normalised` in a subspace, that is projected onto; the rest of x0 stays."""
 
     def mean(a: Array) -> Array:
         return jnp.mean(a, axes, keepdims=True)
+
+    def onto_subspace(a: Array) -> Array:
+        return a - mean(a) if centred else a
 
     a, most = onto_subspace(x0), jnp.max(wz, axes, keepdims=True)
     share = wz / most
@@ -206,14 +168,11 @@ def _nearest_scale(a: Array, b: Array, c: Array, ratio: Array, eps: float) -> tu
 
 
 _NORMS = "global for equal weights in a slice, else local"
-STANDARDISE = Composite(standardise, nearest_standardised, _NORMS)
+STANDARDISE = Composite(standardise, partial(nearest_normalised, centred=True), _NORMS)
 NORMALISE = Composite(normalise, nearest_normalised, _NORMS)
 
-_BARE_LAYER_NORM = eqx.nn.LayerNorm(4, use_weight=False, use_bias=False)
-_BARE_RMS_NORM = eqx.nn.RMSNorm(4, use_weight=False, use_bias=False)
 
-
-def _trailing_axes(shape: tuple[int, ...]) -> list[dict[str, Any]]:
+def _trailing(shape: tuple[int, ...]) -> list[dict[str, Any]]:
     """What a norm takes together under any number of ``jax.vmap``."""
     return [
         {"axes": tuple(range(i, len(shape))), "eps": eps}
@@ -222,8 +181,8 @@ def _trailing_axes(shape: tuple[int, ...]) -> list[dict[str, Any]]:
     ]
 
 
-def _last_axis(shape: tuple[int, ...]) -> list[dict[str, Any]]:
-    return _trailing_axes(shape)[-2:]
+def _last(shape: tuple[int, ...]) -> list[dict[str, Any]]:
+    return _trailing(shape)[-2:]
 
 
 def _batched(norm: Callable[[Array], Array], x: Array, axes: tuple[int, ...]) -> Array:
@@ -270,29 +229,14 @@ def rms_norm_fast(x: Array, axes: tuple[int, ...], eps: float) -> Array:
 
 
 # With a scale behind, as trained norms have; alone, a norm is exact for equal weights only.
-_FOUND = "standardisation in equinox.nn.LayerNorm and GroupNorm; eps 1e-5 or 1e-6"
-_BY_HAND = "(x - mean) / sqrt(var + eps) along the last axis; eps 1e-5 or 1e-6"
-_RMS = "equinox.nn.RMSNorm without its scale; eps 1e-5 or 1e-6"
-_FAST = "standardisation in flax.linen.LayerNorm along the last axis; eps 1e-5 or 1e-6"
-_RMS_FAST = "flax.linen.RMSNorm without its scale along the last axis; eps 1e-5 or 1e-6"
-for function, rule, variants, example, note in (
-    (layer_norm, STANDARDISE, _trailing_axes, jax.vmap(_BARE_LAYER_NORM), _FOUND),
-    (
-        layer_norm_by_hand,
-        STANDARDISE,
-        _last_axis,
-        partial(layer_norm_by_hand, axes=(1,), eps=1e-6),
-        _BY_HAND,
-    ),
-    (rms_norm, NORMALISE, _trailing_axes, jax.vmap(_BARE_RMS_NORM), _RMS),
-    (
-        layer_norm_fast,
-        STANDARDISE,
-        _last_axis,
-        partial(layer_norm_fast, axes=(1,), eps=1e-6),
-        _FAST,
-    ),
-    (rms_norm_fast, NORMALISE, _last_axis, partial(rms_norm_fast, axes=(1,), eps=1e-6), _RMS_FAST),
+for function, rule, variants, found in (
+    (layer_norm, STANDARDISE, _trailing, "standardisation in equinox.nn.LayerNorm and GroupNorm"),
+    (layer_norm_by_hand, STANDARDISE, _last, "(x - mean) / sqrt(var + eps)"),
+    (rms_norm, NORMALISE, _trailing, "equinox.nn.RMSNorm without its scale"),
+    (layer_norm_fast, STANDARDISE, _last, "standardisation in flax.linen.LayerNorm"),
+    (rms_norm_fast, NORMALISE, _last, "flax.linen.RMSNorm without its scale"),
 ):
-    case = Case(lambda x, scale, example=example: scale * example(x), ((2, 4), (2, 4)))
+    where = " along the last axis" if variants is _last else ""
+    case = Case(lambda x, scale, f=function: scale * f(x, (1,), 1e-6), ((2, 4), (2, 4)))
+    note = f"{found}{where}; eps 1e-5 or 1e-6"
     register_function(function, rule, variants=variants, cases=[case], note=note)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from pjax_trace.rule import Arrays, Moment, Params, Projection, Rule, Weights, squared_distance
+from pjax_trace.rule import Arrays, Params, Projection, Rule, Weights, projection_of
 from pjax_trace.rules.products import project_products
 
 __all__ = ["QUOTIENT", "QuotientRule"]
@@ -27,33 +27,23 @@ class QuotientRule(Rule):
     def project(self, params: Params, operands: Arrays, out: Array, weights: Weights) -> Projection:
         """The nearest point of ``x = z y``, in which x has the part of an output."""
         (x, y), (weight_x, weight_y) = operands, weights.operands
-        dtype = y.dtype
-        weight_y = jnp.broadcast_to(jnp.asarray(weight_y, dtype), y.shape)
-        weight_z = jnp.broadcast_to(jnp.asarray(weights.out, dtype), y.shape)
         # Data do not yield.
-        compliance = jnp.zeros_like(y) if weight_x is None else 1 / jnp.asarray(weight_x, dtype)
-        compliance = jnp.broadcast_to(compliance, y.shape)
+        compliance = 0.0 if weight_x is None else 1 / jnp.asarray(weight_x, y.dtype)
         (ys,), (zs,), _, _ = project_products(
-            [y[..., None]], [out[..., None]], x, compliance, [(weight_y, weight_z)]
+            [y[..., None]], [out[..., None]], x, compliance, [(weight_y, weights.out)]
         )
-        moved_y, moved_z = ys[..., 0], zs[..., 0]
-        least = float(jnp.finfo(dtype).tiny) ** 0.5
+        moved_x, moved_y, moved_z = x, ys[..., 0], zs[..., 0]
         if weight_x is None:
             # The larger factor, in the metric, has the digits to tell the other one.
-            steep = weight_y * jnp.square(moved_y) < weight_z * jnp.square(moved_z)
+            steep = weight_y * jnp.square(moved_y) < weights.out * jnp.square(moved_z)
             moved_y = jnp.where(steep, x / jnp.where(steep, moved_z, 1), moved_y)
             moved_y = jnp.where(x == 0, y, moved_y)
+        least = float(jnp.finfo(y.dtype).tiny) ** 0.5
         moved_y = jnp.where(jnp.abs(moved_y) < least, jnp.copysign(least, moved_y), moved_y)
-        moments: list[Moment | None] = [None, Moment(weight_y * moved_y, weight_y)]
-        distance = squared_distance(weight_y, moved_y, y)
         if weight_x is not None:
             moved_x = moved_z * moved_y
-            moments[0] = Moment(weight_x * moved_x, weight_x)
-            distance = distance + squared_distance(weight_x, moved_x, x)
-            x = moved_x
-        moved_z = lax.div(x, moved_y)
-        distance = distance + squared_distance(weight_z, moved_z, out)
-        return Projection(tuple(moments), moved_z, distance)
+        moved_z = lax.div(moved_x, moved_y)
+        return projection_of(operands, out, weights, (moved_x, moved_y), moved_z)
 
 
 QUOTIENT = QuotientRule()

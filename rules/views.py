@@ -5,7 +5,6 @@ elements a view reads is an `pjax_trace.index.Index`, where that is an affine fu
 """
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,17 +14,10 @@ from jaxtyping import Array
 
 from pjax_trace.index import Index
 from pjax_trace.registry import Case, register_rule
-from pjax_trace.rule import Flags, Params, Shapes
-from pjax_trace.translation import Affine, Outcome, Range, Translation, ViewRule
+from pjax_trace.rule import Params, Shapes
+from pjax_trace.translation import Range, ViewRule
 
 Restricted = tuple[dict[str, Any], tuple[Range | None, ...]]
-
-
-def _convert(params: Params, operands: Sequence[Any], variable: Flags) -> Outcome:
-    """Rounding to another floating-point type is a factor near 1."""
-    if jnp.issubdtype(params["new_dtype"], jnp.floating):
-        return _SCALED(params, operands, variable)
-    return Affine()  # never reached: integers are data
 
 
 def _squeezed(params: Params, x: Index) -> Index | None:
@@ -111,7 +103,7 @@ register_rule(
 register_rule(lax.neg_p, _SCALED, cases=[Case(lax.neg, ((3,),))])
 register_rule(
     lax.convert_element_type_p,
-    Translation(_convert, family="view"),
+    _SCALED,  # by a factor near 1, the rounding to another floating-point type
     cases=[Case(lambda x: jnp.square(x.astype(jnp.float16).astype(x.dtype)) + x, ((2,),))],
     note="between floating-point types; to integers it is data",
 )
