@@ -22,7 +22,7 @@ from pjax_trace.rule import Flags, Params
 from pjax_trace.rules.linear_maps import CumulativeSum, ScatterSum
 from pjax_trace.rules.maps import Map
 from pjax_trace.rules.sum_rule import SUM, Term
-from pjax_trace.rules.windows import Convolution, Window, WindowSum
+from pjax_trace.rules.windows import Convolution, WindowSum, reduced_windows, windows_of
 from pjax_trace.translation import (
     Outcome,
     Refusal,
@@ -103,44 +103,22 @@ def _convolution(params: Params, x: Array, w: Array) -> Array:
         x = x.reshape((batches, x.shape[0] // batches, *x.shape[1:]))
         x = jnp.moveaxis(x, 0, -2).reshape((x.shape[1], *x.shape[2:-1], batches * x.shape[-1]))
         groups = batches
-    windows = tuple(
-        Window(size, taps, int(stride), int(low), int(high), int(base), int(dilation))
-        for size, taps, stride, (low, high), base, dilation in zip(
-            x.shape[1:-1],
-            w.shape[:-2],
-            params["window_strides"],
-            params["padding"],
-            params["lhs_dilation"],
-            params["rhs_dilation"],
-            strict=True,
-        )
-    )
+    names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+    windows = windows_of(x.shape[1:-1], w.shape[:-2], *(params[name] for name in names))
     window = WindowSum(windows)
     map_ = Convolution(
         x.shape[0], groups, w.shape[-2], w.shape[-1], windows, params.get("precision")
     )
-    x = _where(~window.unread[None, ..., None], x)
-    w = _where(~window.unused[..., None, None], w)
+    x = _where(window.reads[None, ..., None] > 0, x)
+    w = _where(window.uses[..., None, None] > 0, w)
     out = _sum(map_, x, w, name="conv_general_dilated")
     out = jnp.moveaxis(_where(window.count[None, ..., None] > 0, out), -1, 1)
     return jnp.transpose(out, tuple(np.argsort(dims.out_spec))).astype(wanted)
 
 
 def _window_sum(params: Params, x: Array) -> Array:
-    windows = tuple(
-        Window(size, int(taps), int(stride), int(low), int(high), int(base), int(dilation))
-        for size, taps, stride, (low, high), base, dilation in zip(
-            x.shape,
-            params["window_dimensions"],
-            params["window_strides"],
-            params["padding"],
-            params["base_dilation"],
-            params["window_dilation"],
-            strict=True,
-        )
-    )
-    map_ = WindowSum(windows)
-    out = _sum(map_, _where(~map_.unread, x), name="reduce_window_sum")
+    map_ = WindowSum(reduced_windows(params, x.shape))
+    out = _sum(map_, _where(map_.reads > 0, x), name="reduce_window_sum")
     return _where(map_.count > 0, out)
 
 
