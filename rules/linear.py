@@ -5,6 +5,7 @@ biases and other addends join it. Elements that a map does not read are no opera
 read nothing are constants.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -127,17 +128,13 @@ def _cumsum(params: Params, x: Array) -> Array:
     return _sum(map_, x, name="cumsum")
 
 
-def _scatter_sum(sign: int) -> Callable[..., Array]:
-    def scatter(params: Params, x: Array, indices: Array, updates: Array) -> Array:
-        options = tuple(
-            (name, params[name])
-            for name in ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
-        )
-        map_ = ScatterSum(x.shape, updates.shape, indices.shape, options)
-        sums = _sum(map_, updates, indices, name="scatter_add")
-        return x + sums if sign > 0 else x - sums
-
-    return scatter
+def _scatter(
+    add: Callable[[Array, Array], Array], params: Params, x: Array, indices: Array, updates: Array
+) -> Array:
+    names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+    options = tuple((name, params[name]) for name in names)
+    map_ = ScatterSum(x.shape, updates.shape, indices.shape, options)
+    return add(x, _sum(map_, updates, indices, name="scatter_add"))
 
 
 def _positional_sum(params: Params, _: Sequence[Any], variable: Flags) -> Outcome:
@@ -212,7 +209,7 @@ register_rule(
 )
 register_rule(
     lax.scatter_add_p,
-    _equivalent(_scatter_sum(1)),
+    _equivalent(partial(_scatter, operator.add)),
     cases=(
         Case(lambda x, u: x.at[jnp.array([0, 2, 0])].add(u), ((4,), (3,))),
         Case(lambda u: jnp.zeros((2, 2), u.dtype).at[:, jnp.array([1, 1, 7])].add(u), ((2, 3),)),
@@ -221,7 +218,7 @@ register_rule(
 )
 register_rule(
     lax.scatter_sub_p,
-    _equivalent(_scatter_sum(-1)),
+    _equivalent(partial(_scatter, operator.sub)),
     cases=(Case(lambda x, u: x.at[jnp.array([0, 0])].subtract(u), ((2,), (2,))),),
 )
 register_rule(
