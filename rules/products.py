@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from pjax_trace.rules.bilinear import Multiplier, kappa_of, solve_multiplier
+from pjax_trace.rules.bilinear import Factors, kappa_of, solve_multiplier
 
 __all__ = ["PrivateProduct", "ProjectedProducts", "project_products", "settling_step"]
 
@@ -68,7 +68,7 @@ def project_products(
     kappas, plus, minus = ([getattr(p, a) for p in pairs] for a in ("kappa", "plus", "minus"))
     value = sum((p.value for p in pairs), jnp.zeros((), jnp.result_type(target)))
     solution = solve_multiplier(kappas, plus, minus, target, compliance, value=value)
-    moved = [p.moved(solution, i) for i, p in enumerate(pairs)]
+    moved = [p.moved(solution.lam, f) for p, f in zip(pairs, solution.factors, strict=True)]
     compliance = jnp.asarray(compliance, jnp.result_type(target))
     lapse, slope = target - compliance * solution.lam, jnp.zeros_like(compliance)
     for p, (x, w) in zip(pairs, moved, strict=True):
@@ -134,13 +134,13 @@ class PrivateProduct(NamedTuple):
         entries = jnp.broadcast_to(entries, x.shape)
         return cls(x, w, other, (wx, ww), kappa, plus, minus, value, entries)
 
-    def moved(self, solution: Multiplier, i: int) -> tuple[Array, Array]:
-        """The projected operands, this being product ``i`` of the solution."""
-        grow, shrink, free, mix = (factor[i][..., None] for factor in solution[1:5])
+    def moved(self, lam: Array, factors: Factors) -> tuple[Array, Array]:
+        """The projected operands, by the multipliers and what they do to this product."""
+        grow, shrink, free, mix, _ = (factor[..., None] for factor in factors)
         wx, ww = self.weights
         # c x + mix w, as multiples of the operand and of the sum that may grow without bound.
         keep = jnp.minimum(grow, shrink)
-        side = jnp.where(solution.lam < 0, -1, 1).astype(self.x.dtype)[..., None]
+        side = jnp.where(lam < 0, -1, 1).astype(self.x.dtype)[..., None]
         step = free * self.entries
         joint = mix * (self.x + side * self.other)
         return (

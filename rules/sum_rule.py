@@ -213,11 +213,9 @@ def _fold(
 
 def _mass(weight: Any, readers: Any) -> Any:
     """The weight of all copies of an operand, in the weight's own type."""
-    return weight * (readers if isinstance(readers, int) else jnp.asarray(readers, _dtype(weight)))
-
-
-def _dtype(weight: Any) -> Any:
-    return jnp.result_type(weight)
+    if isinstance(readers, int):
+        return weight * readers
+    return weight * jnp.asarray(readers, jnp.result_type(weight))
 
 
 class _Linear:
@@ -279,13 +277,6 @@ class _Product:
             value = p / self.kappa
         self.plus, self.minus, self.value = (term.forward(a) for a in (plus, minus, value))
 
-    def solution(self, solution: bilinear.Multiplier, i: int) -> bilinear.Multiplier:
-        """What a solution says of this product, product ``i`` of it, in the product's layout."""
-        lam, *factors, distance = solution
-        backward = self.term.backward
-        grow, shrink, free, mix, keep = ((backward(factor[i]),) for factor in factors)
-        return bilinear.Multiplier(backward(lam), grow, shrink, free, mix, keep, distance)
-
     def moments(self, moved: Sequence[Array]) -> list[tuple[int, Moment]]:
         """Of both operands, from the weighted sums of their projected copies."""
         result = []
@@ -304,10 +295,10 @@ class _Product:
             for side, (x, weight) in enumerate(zip(copies, self.weights, strict=True))
         ]
 
-    def shared(self, solution: bilinear.Multiplier) -> list[Array]:
+    def shared(self, factors: bilinear.Factors) -> list[Array]:
         """The weighted sums of all projected copies, without making them."""
         spread, pull = self.term.map.spread, self.term.map.pull
-        (free,), (mix,), (keep,) = solution.free, solution.mix, solution.keep
+        _, _, free, mix, keep = factors
         # Else XLA makes them anew, in other orders, for each of the sums.
         keep, mix = lax.optimization_barrier((keep, mix))
         # The free direction of a row is a unit vector of equal entries.
@@ -336,13 +327,17 @@ def _moved(
     products: Sequence[_Product], solution: bilinear.Multiplier, target: Array, compliance: Any
 ) -> list[list[Array]]:
     """The weighted sums of the projected copies of all products."""
-    own = [(p, p.solution(solution, i)) for i, p in enumerate(products)]
+    own = [  # by product: the multipliers and the factors, in its layout
+        (p.term.backward(solution.lam), bilinear.Factors(*map(p.term.backward, factors)))
+        for p, factors in zip(products, solution.factors, strict=True)
+    ]
     private = [p.private for p in products if p.private is not None]
     if len(private) < len(products):
         return [
-            p.shared(s) if p.private is None else p.owned(p.private.moved(s, 0)) for p, s in own
+            p.shared(factors) if p.private is None else p.owned(p.private.moved(lam, factors))
+            for p, (lam, factors) in zip(products, own, strict=True)
         ]
-    copies = [private[i].moved(s, 0) for i, (_, s) in enumerate(own)]
+    copies = [inner.moved(*both) for inner, both in zip(private, own, strict=True)]
     lapse, slope = target - compliance * solution.lam, jnp.zeros_like(target)
     for p, inner, (x, w) in zip(products, private, copies, strict=True):
         lapse = lapse - p.term.forward(jnp.sum(x * w, -1))
