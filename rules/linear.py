@@ -34,8 +34,6 @@ from pjax_trace.translation import (
     rewriting,
 )
 
-__all__: list[str] = []
-
 
 def _sum(map_: Map, *operands: Array, name: str) -> Array:
     """One term, as a constraint."""

@@ -21,8 +21,6 @@ from pjax_trace.rules.quotient import QUOTIENT
 from pjax_trace.rules.sum_rule import SUM, Term
 from pjax_trace.translation import Affine, Outcome, Project, Range, Rewrite, Translation
 
-__all__: list[str] = []
-
 
 def _sum(*terms: Term, part: Any = None) -> Project:
     return Project(SUM, {"terms": terms}, part)

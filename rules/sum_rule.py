@@ -115,6 +115,7 @@ class SumRule(Rule):
         for part in linear:
             compliance = compliance + part.compliance
             target = target - part.value
+        masses = self.masses(params, weights.operands)
         moments: list[Moment | None] = [None] * len(operands)
         if products:
             kappas, plus = [p.kappa for p in products], [p.plus for p in products]
@@ -125,14 +126,16 @@ class SumRule(Rule):
             multiplier = solution.lam
             distance = jnp.sum(solution.distance)
             sums = _moved(products, solution, target, compliance)
-            for product, moved in zip(products, sums, strict=True):
-                for position, moment in product.moments(moved):
-                    moments[position] = moment
+            for product, (x, w) in zip(products, sums, strict=True):
+                left, right = product.term.operands
+                moments[left] = Moment(product.term.sign * x, masses[left])
+                moments[right] = Moment(w, masses[right])
         else:
             multiplier = target / compliance
             distance = jnp.sum(target * multiplier)
         for part in linear:
-            moments[part.position] = part.moment(multiplier)
+            mass = masses[part.position]
+            moments[part.position] = Moment(mass * part.operand + part.step(multiplier), mass)
         out = out - multiplier / weight_out
         return Projection(tuple(moments), out if frame is None else frame.forward(out), distance)
 
@@ -225,20 +228,18 @@ class _Linear:
         self.term = term
         self.side = next(s for s, i in enumerate(term.operands) if weights.operands[i] is not None)
         self.position = term.operands[self.side]
-        self.weight = weights.operands[self.position]
         self.operand = operands[self.position]
         self.coefficient = None
         if len(term.operands) == 2:
             self.coefficient = operands[term.operands[1 - self.side]]
         self.value = term.apply(operands)
-        inverse = 1 / jnp.asarray(self.weight, self.operand.dtype)
+        inverse = 1 / jnp.asarray(weights.operands[self.position], self.operand.dtype)
         self.compliance = term.forward(term.map.norms(inverse, self.coefficient, self.side))
 
-    def moment(self, multiplier: Array) -> Moment:
-        """Of the operand, moved by ``a λ/ω`` in every row."""
-        mass = _mass(self.weight, self.term.map.readers(self.side))
+    def step(self, multiplier: Array) -> Array:
+        """The weighted sum of the moves of the operand, by ``a λ/ω`` in every row."""
         step = self.term.map.pull(self.term.backward(multiplier), self.coefficient, self.side)
-        return Moment(mass * self.operand + self.term.sign * step, mass)
+        return self.term.sign * step
 
 
 class _Product:
@@ -276,17 +277,6 @@ class _Product:
                 plus, minus = _significant(q + 2 * p, q) / 4, _significant(q - 2 * p, q) / 4
             value = p / self.kappa
         self.plus, self.minus, self.value = (term.forward(a) for a in (plus, minus, value))
-
-    def moments(self, moved: Sequence[Array]) -> list[tuple[int, Moment]]:
-        """Of both operands, from the weighted sums of their projected copies."""
-        result = []
-        for side, (position, weight) in enumerate(
-            zip(self.term.operands, self.weights, strict=True)
-        ):
-            sign = self.term.sign if side == 0 else 1.0
-            mass = _mass(weight, self.term.map.readers(side))
-            result.append((position, Moment(sign * moved[side], mass)))
-        return result
 
     def owned(self, copies: Sequence[Array]) -> list[Array]:
         """Private copies, weighted and in the operands' layout."""
