@@ -158,14 +158,11 @@ def _plainer_product(params: Params, operands: Sequence[Any]) -> Rewrite | None:
             return product.astype(wanted)
 
         return Rewrite(widened)
-    (contract, batch) = params["dimension_numbers"]
-    paired = sorted(contract[0]) + sorted(batch[0])
-    same = tuple(contract[0]) == tuple(contract[1]) and tuple(batch[0]) == tuple(batch[1])
-    if operands[0] is not operands[1] or not same or len(paired) < len(operands[0].shape):
+    (axes, axes_r), (batch, batch_r) = (map(tuple, pair) for pair in params["dimension_numbers"])
+    same = operands[0] is operands[1] and axes == axes_r and batch == batch_r
+    if not same or len(axes + batch) < len(operands[0].shape):
         return None
-    axes = tuple(int(axis) for axis in contract[0])
-    kept = sorted(batch[0])
-    order = tuple(kept.index(axis) for axis in batch[0])
+    order = tuple(sorted(batch).index(axis) for axis in batch)
     return Rewrite(lambda x, _: jnp.transpose(jnp.sum(lax.square(x), axes), order))
 
 
