@@ -29,40 +29,47 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-__all__ = [
-    "Multiplier",
-    "kappa_of",
-    "solve_multiplier",
-]
+__all__ = ["Factors", "Multiplier", "kappa_of", "solve_multiplier"]
 
 # A plus or minus below this share of its equation counts as zero. It is replaced by this share,
 # the seed of a free direction: squares of its growth, up to 1e15, still fit float32.
 _SEED = 1e-30
 
 
+class Factors(NamedTuple):
+    """What the multipliers of all equations do to one of the products.
+
+    Free steps aside, the projection is ``X = keep X0 + mix W0``, ``W = keep W0 + mix X0``.
+
+    Attributes:
+        grow: ``1 / (1 - lam / kappa)``, the factor of ``X + W``; 1 where it is free.
+        shrink: ``1 / (1 + lam / kappa)``, the factor of ``X - W``; 1 where it is free.
+        free: the signed length of a step along a free unit direction ``e``: positive for
+            ``(X + W) / sqrt 2``, negative for ``(X - W) / sqrt 2``, 0 unless that vanished.
+        mix: ``(grow - shrink) / 2`` without its cancellation.
+        keep: ``(grow + shrink) / 2``.
+    """
+
+    grow: Float[Array, "..."]
+    shrink: Float[Array, "..."]
+    free: Float[Array, "..."]
+    mix: Float[Array, "..."]
+    keep: Float[Array, "..."]
+
+
 class Multiplier(NamedTuple):
-    """The multiplier of every equation, and what it does to each of the products.
+    """The multiplier of every equation.
 
     Attributes:
         lam: the multipliers, ``|lam| <= min kappa``.
-        grow: per product, ``1 / (1 - lam / kappa)``, the factor of ``X + W``; 1 where it is free.
-        shrink: per product, ``1 / (1 + lam / kappa)``, the factor of ``X - W``; 1 where it is free.
-        free: per product, the signed length of a step along a free unit direction ``e``: positive
-            for ``(X + W) / sqrt 2``, negative for ``(X - W) / sqrt 2``, 0 unless that vanished.
-        mix: per product, ``(grow - shrink) / 2`` without its cancellation. Free steps aside, the
-            projection is ``X = keep X0 + mix W0``, ``W = keep W0 + mix X0``.
-        keep: per product, ``(grow + shrink) / 2``.
+        factors: what they do, product by product.
         distance: the weighted squared distance moved: of all operands, of ``z`` and of every
             ``s_j``, ``sum_i 2 plus_i (grow_i - 1)^2 + 2 minus_i (shrink_i - 1)^2 + free_i^2
             + compliance lam^2``.
     """
 
     lam: Float[Array, "..."]
-    grow: tuple[Float[Array, "..."], ...]
-    shrink: tuple[Float[Array, "..."], ...]
-    free: tuple[Float[Array, "..."], ...]
-    mix: tuple[Float[Array, "..."], ...]
-    keep: tuple[Float[Array, "..."], ...]
+    factors: tuple[Factors, ...]
     distance: Float[Array, "..."]
 
 
@@ -102,7 +109,7 @@ def solve_multiplier(
         >>> x, w, z = jnp.float32(1.0), jnp.float32(2.0), jnp.float32(5.0)
         >>> plus, minus = (x + w) ** 2 / 4, (x - w) ** 2 / 4
         >>> solution = solve_multiplier([1.0], [plus], [minus], z, 1.0)
-        >>> (mix,), (keep,) = solution.mix, solution.keep
+        >>> ((*_, mix, keep),) = solution.factors
         >>> bool(abs((keep * x + mix * w) * (keep * w + mix * x) - (z - solution.lam)) < 1e-5)
         True
     """
@@ -121,15 +128,13 @@ def solve_multiplier(
     )
     if len(members) == len(kappas):
         return solution
-    number = {i: k for k, same in enumerate(members) for i in same}
-    lam, *factors, distance = solution
-    grow, shrink, free, mix, keep = (
-        tuple(factor[number[i]] for i in range(len(kappas))) for factor in factors
-    )
     # A direction that is free in all of a class is taken in its first product.
-    firsts = {first for first, *_ in members}
-    free = tuple(f if i in firsts else jnp.zeros_like(f) for i, f in enumerate(free))
-    return Multiplier(lam, grow, shrink, free, mix, keep, distance)
+    factors = {
+        i: own if i == same[0] else own._replace(free=jnp.zeros_like(own.free))
+        for same, own in zip(members, solution.factors, strict=True)
+        for i in same
+    }
+    return solution._replace(factors=tuple(factors[i] for i in range(len(kappas))))
 
 
 def kappa_of(wx: ArrayLike, ww: ArrayLike) -> Any:
@@ -180,13 +185,14 @@ def _solve(
     rising, falling, residual, slack, scale = lax.optimization_barrier(
         (rising, falling, residual, slack, scale)
     )
-    odds = _odds(ratios, lags, rising, falling, jnp.abs(residual), slack)
+    parts = list(zip(ratios, lags, rising, falling, strict=True))
+    odds = _odds(parts, jnp.abs(residual), slack)
     odds = jnp.where(scale < most, odds, 0)
 
     negative, sign, t = residual < 0, jnp.sign(residual), odds / (1 + odds)
-    grow, shrink, free, mix, keep = [], [], [], [], []
+    factors = []
     stiffness, freely = slack, jnp.zeros((), dtype)
-    for r, lag, p, m in zip(ratios, lags, rising, falling, strict=True):
+    for r, lag, p, m in parts:
         vanished = p <= _SEED
 
         def step(r=r, lag=lag, p=p, vanished=vanished):
@@ -196,16 +202,18 @@ def _solve(
             return jnp.where(vanished, sign * step, 0)
 
         up, down, _, _ = _factors(odds, r, lag)
-        mix.append(sign * jnp.where(vanished, (1 - down) / 2, r * t * up * down))
+        mix = sign * jnp.where(vanished, (1 - down) / 2, r * t * up * down)
         up = jnp.where(vanished, 1, up)
-        grow.append(jnp.where(negative, down, up))
-        shrink.append(jnp.where(negative, up, down))
-        free.append(lax.cond(jnp.any(vanished), step, lambda: jnp.zeros_like(odds)))
-        keep.append(0.5 * (up + down))
+        grow, shrink = jnp.where(negative, down, up), jnp.where(negative, up, down)
+        free = lax.cond(jnp.any(vanished), step, lambda: jnp.zeros_like(odds))
+        factors.append(Factors(grow, shrink, free, mix, 0.5 * (up + down)))
         stiffness = stiffness + 2 * r * (p * up * up + m * down * down)
-        freely = freely + jnp.square(free[-1])
-    parts = (tuple(grow), tuple(shrink), tuple(free), tuple(mix), tuple(keep))
-    return Multiplier(sign * least * t, *parts, scale * t * t * stiffness + freely)
+        freely = freely + jnp.square(free)
+    return Multiplier(sign * least * t, tuple(factors), scale * t * t * stiffness + freely)
+
+
+# A product: ``kappa_min / kappa``, one minus that (None if it is the only one), plus and minus.
+_Part = tuple[Array, Array | None, Array, Array]
 
 
 def _factors(odds: Array, ratio: Array, lag: Array | None) -> tuple[Array, Array, Array, Array]:
@@ -219,14 +227,7 @@ def _factors(odds: Array, ratio: Array, lag: Array | None) -> tuple[Array, Array
     return (1 + odds) * near, (1 + odds) * far, ratio * near, ratio * far
 
 
-def _odds(
-    ratios: list[Array],
-    lags: Sequence[Array | None],
-    rising: list[Array],
-    falling: list[Array],
-    residual: Array,
-    slack: Array,
-) -> Array:
+def _odds(parts: Sequence[_Part], residual: Array, slack: Array) -> Array:
     """The odds ``t / (1 - t)`` of the root ``t`` in [0, 1) of the equation, ``residual >= 0``.
 
         sum_i rising_i (grow_i^2 - 1) + falling_i (1 - shrink_i^2) + slack t  =  residual
@@ -241,7 +242,7 @@ def _odds(
     def halley(odds: Array) -> Array:
         excess = slack / (1 + odds)
         push0 = push1 = push2 = pull1 = pull2 = jnp.zeros_like(odds)
-        for r, lag, p, m in zip(ratios, lags, rising, falling, strict=True):
+        for r, lag, p, m in parts:
             up, down, up_slope, down_slope = _factors(odds, r, lag)
             excess += p * up_slope * (up + 1) + m * down_slope * (down + 1)
             p, m = p * up * up, m * down * down * down_slope
@@ -251,7 +252,7 @@ def _odds(
         pull = jnp.maximum(push0 - excess, 0)
         # Logarithmic derivatives in v: of push, pull and their ratio, the last times pull.
         slope = slack / (1 + odds) + 2 * pull1
-        rate, bend = (1, 1) if len(lags) == 1 else (push1 / push0, push2 / push0)
+        rate, bend = (1, 1) if len(parts) == 1 else (push1 / push0, push2 / push0)
         first = slope + 2 * rate * pull
         second = 4 * rate * slope + 6 * pull2 + (8 * rate * rate - 6 * bend) * pull
         change = 2 * excess * first / (2 * first * first + excess * second + tiny)
@@ -264,23 +265,16 @@ def _odds(
         return count + 1, new, jnp.max(jnp.abs(new - odds) / (1 + new), initial=0)
 
     # The error is the cube of a step's change, at most: most batches of equations need one or two.
-    most = 4 if len(lags) == 1 else 8
+    most = 4 if len(parts) == 1 else 8
     least = 0.3 * float(jnp.finfo(residual.dtype).eps) ** (1 / 3)
-    odds = _lower_bound(ratios, lags, rising, falling, residual, slack)
+    odds = _lower_bound(parts, residual, slack)
     start = (jnp.zeros((), jnp.int32), odds, jnp.full((), jnp.inf, odds.dtype))
     _, odds, _ = lax.while_loop(lambda c: (c[0] < most) & ~(c[2] <= least), step, start)
     # Else XLA bounds the loop's work anew for everything that it makes of the root.
     return lax.optimization_barrier(odds)
 
 
-def _lower_bound(
-    ratios: list[Array],
-    lags: Sequence[Array | None],
-    rising: list[Array],
-    falling: list[Array],
-    residual: Array,
-    slack: Array,
-) -> Array:
+def _lower_bound(parts: Sequence[_Part], residual: Array, slack: Array) -> Array:
     """A lower bound of ``_odds``, and within a factor of two of it for ``v`` and one product.
 
     The larger of two roots. Small odds: every term is at most its tangent at 0, plus ``rising
@@ -288,19 +282,19 @@ def _lower_bound(
     ``near / v^2 + far`` for any split of the products, and so ``slope v^3 + (pull0 - far) v^2
     = near`` has a root above, which its terms bound in turn.
     """
-    total = sum(rising)
-    linear = slack + 2 * sum(r * (p + m) for r, p, m in zip(ratios, rising, falling, strict=True))
+    total = sum(p for _, _, p, _ in parts)
+    linear = slack + 2 * sum(r * (p + m) for r, _, p, m in parts)
     bound = 2 * residual / (linear + jnp.sqrt(linear * linear + 4 * total * residual))
 
-    ends = [1 / (1 + r) for r in ratios]
     pull0, slope, v = residual - slack, slack + _SEED, jnp.ones_like(bound)
-    for r, end, p, m in zip(ratios, ends, rising, falling, strict=True):
+    for r, _, p, m in parts:
+        end = 1 / (1 + r)
         pull0 += p - m * (1 - end * end)
         slope += 2 * r * m * end * end * end
-    for reach in lags:
+    known = [(lag, p) for _, lag, p, _ in parts if lag is not None]
+    for _, reach, _, _ in parts:
         near, rest = total, pull0
         if reach is not None:  # there are several products, and all have a lag
-            known = [(lag, p) for lag, p in zip(lags, rising, strict=True) if lag is not None]
             near = sum(jnp.where(lag <= reach, p, 0) for lag, p in known)
             for lag, p in known:
                 rest -= jnp.where(lag <= reach, 0, p / (lag * lag + _SEED))

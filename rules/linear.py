@@ -5,6 +5,7 @@ biases and other addends join it. Elements that a map does not read are no opera
 read nothing are constants.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from pjax_trace.rule import Flags, Params
 from pjax_trace.rules.linear_maps import CumulativeSum, ScatterSum
 from pjax_trace.rules.maps import Map
 from pjax_trace.rules.sum_rule import SUM, Term
-from pjax_trace.rules.windows import Convolution, Window, WindowSum
+from pjax_trace.rules.windows import Convolution, WindowSum, reduced_windows, windows_of
 from pjax_trace.translation import (
     Outcome,
     Refusal,
@@ -32,8 +33,6 @@ from pjax_trace.translation import (
     ViewRule,
     rewriting,
 )
-
-__all__: list[str] = []
 
 
 def _sum(map_: Map, *operands: Array, name: str) -> Array:
@@ -103,44 +102,22 @@ def _convolution(params: Params, x: Array, w: Array) -> Array:
         x = x.reshape((batches, x.shape[0] // batches, *x.shape[1:]))
         x = jnp.moveaxis(x, 0, -2).reshape((x.shape[1], *x.shape[2:-1], batches * x.shape[-1]))
         groups = batches
-    windows = tuple(
-        Window(size, taps, int(stride), int(low), int(high), int(base), int(dilation))
-        for size, taps, stride, (low, high), base, dilation in zip(
-            x.shape[1:-1],
-            w.shape[:-2],
-            params["window_strides"],
-            params["padding"],
-            params["lhs_dilation"],
-            params["rhs_dilation"],
-            strict=True,
-        )
-    )
+    names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+    windows = windows_of(x.shape[1:-1], w.shape[:-2], *(params[name] for name in names))
     window = WindowSum(windows)
     map_ = Convolution(
         x.shape[0], groups, w.shape[-2], w.shape[-1], windows, params.get("precision")
     )
-    x = _where(~window.unread[None, ..., None], x)
-    w = _where(~window.unused[..., None, None], w)
+    x = _where(window.reads[None, ..., None] > 0, x)
+    w = _where(window.uses[..., None, None] > 0, w)
     out = _sum(map_, x, w, name="conv_general_dilated")
     out = jnp.moveaxis(_where(window.count[None, ..., None] > 0, out), -1, 1)
     return jnp.transpose(out, tuple(np.argsort(dims.out_spec))).astype(wanted)
 
 
 def _window_sum(params: Params, x: Array) -> Array:
-    windows = tuple(
-        Window(size, int(taps), int(stride), int(low), int(high), int(base), int(dilation))
-        for size, taps, stride, (low, high), base, dilation in zip(
-            x.shape,
-            params["window_dimensions"],
-            params["window_strides"],
-            params["padding"],
-            params["base_dilation"],
-            params["window_dilation"],
-            strict=True,
-        )
-    )
-    map_ = WindowSum(windows)
-    out = _sum(map_, _where(~map_.unread, x), name="reduce_window_sum")
+    map_ = WindowSum(reduced_windows(params, x.shape))
+    out = _sum(map_, _where(map_.reads > 0, x), name="reduce_window_sum")
     return _where(map_.count > 0, out)
 
 
@@ -149,17 +126,13 @@ def _cumsum(params: Params, x: Array) -> Array:
     return _sum(map_, x, name="cumsum")
 
 
-def _scatter_sum(sign: int) -> Callable[..., Array]:
-    def scatter(params: Params, x: Array, indices: Array, updates: Array) -> Array:
-        options = tuple(
-            (name, params[name])
-            for name in ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
-        )
-        map_ = ScatterSum(x.shape, updates.shape, indices.shape, options)
-        sums = _sum(map_, updates, indices, name="scatter_add")
-        return x + sums if sign > 0 else x - sums
-
-    return scatter
+def _scatter(
+    add: Callable[[Array, Array], Array], params: Params, x: Array, indices: Array, updates: Array
+) -> Array:
+    names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+    options = tuple((name, params[name]) for name in names)
+    map_ = ScatterSum(x.shape, updates.shape, indices.shape, options)
+    return add(x, _sum(map_, updates, indices, name="scatter_add"))
 
 
 def _positional_sum(params: Params, _: Sequence[Any], variable: Flags) -> Outcome:
@@ -234,7 +207,7 @@ register_rule(
 )
 register_rule(
     lax.scatter_add_p,
-    _equivalent(_scatter_sum(1)),
+    _equivalent(partial(_scatter, operator.add)),
     cases=(
         Case(lambda x, u: x.at[jnp.array([0, 2, 0])].add(u), ((4,), (3,))),
         Case(lambda u: jnp.zeros((2, 2), u.dtype).at[:, jnp.array([1, 1, 7])].add(u), ((2, 3),)),
@@ -243,7 +216,7 @@ register_rule(
 )
 register_rule(
     lax.scatter_sub_p,
-    _equivalent(_scatter_sum(-1)),
+    _equivalent(partial(_scatter, operator.sub)),
     cases=(Case(lambda x, u: x.at[jnp.array([0, 0])].subtract(u), ((2,), (2,))),),
 )
 register_rule(

@@ -233,8 +233,7 @@ def _max(params: Params, operands: Sequence[Any], variable: Flags) -> Outcome:
     if x is y:
         return Rewrite(lambda x, _: x)
     if x.shape != y.shape:
-        shape = jnp.broadcast_shapes(x.shape, y.shape)
-        return Rewrite(lambda *xs: lax.max(*(jnp.broadcast_to(x, shape) for x in xs)))
+        return Rewrite(lambda *xs: lax.max(*jnp.broadcast_arrays(*xs)))
     if not variable[0]:
         return Rewrite(lambda x, y: lax.max(y, x))
     return Project(MAXIMUM)
@@ -242,19 +241,15 @@ def _max(params: Params, operands: Sequence[Any], variable: Flags) -> Outcome:
 
 def _clamp(params: Params, operands: Sequence[Any], variable: Flags) -> Outcome:
     """Bounds of the shape of what is clamped; with a variable bound it is a min of a max."""
-    shape = operands[1].shape
+
+    def between(*xs: Array) -> Array:
+        lower, x, upper = jnp.broadcast_arrays(*xs)
+        return lax.min(lax.max(x, lower), upper)
+
     if tuple(variable) != (False, True, False):
-        return Rewrite(
-            lambda lower, x, upper: lax.min(
-                lax.max(x, jnp.broadcast_to(lower, shape)), jnp.broadcast_to(upper, shape)
-            )
-        )
-    if any(operand.shape != shape for operand in operands):
-        return Rewrite(
-            lambda lower, x, upper: lax.clamp(
-                jnp.broadcast_to(lower, shape), x, jnp.broadcast_to(upper, shape)
-            )
-        )
+        return Rewrite(between)
+    if len({operand.shape for operand in operands}) > 1:
+        return Rewrite(lambda *xs: lax.clamp(*jnp.broadcast_arrays(*xs)))
     return Project(CLAMP)
 
 

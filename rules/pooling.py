@@ -30,6 +30,7 @@ from pjax_trace.rule import (
     Weights,
 )
 from pjax_trace.rules.maximum import ReduceMax, finite_distance, nearest_heights, negated
+from pjax_trace.rules.windows import Window, arguments_of, reduced_windows
 from pjax_trace.translation import rewriting
 
 __all__ = ["PATCH_MAX", "WINDOW_MAX", "PatchMax", "Pooling", "WindowMax"]
@@ -41,54 +42,35 @@ _UNROLLED = 16  # windows of more elements are walked by a loop
 class Pooling:
     """Which elements of an array every window of a reduction reads.
 
-    Attributes:
-        shape: of the array.
-        sizes: of the window, in elements.
-        strides: from window to window.
-        padding: how much is added before and after, of what never counts; cut off if negative.
-        spacing: from one element of the array to the next (the base dilation).
-        dilation: from one element of the window to the next.
+    What is padded never counts.
     """
 
-    shape: tuple[int, ...]
-    sizes: tuple[int, ...]
-    strides: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    spacing: tuple[int, ...]
-    dilation: tuple[int, ...]
-
-    @staticmethod
-    def of(params: Params, shape: Sequence[int]) -> "Pooling":
-        """From a primitive's params."""
-
-        def integers(name: str) -> tuple[int, ...]:
-            return tuple(map(int, params[name]))
-
-        return Pooling(
-            tuple(shape),
-            integers("window_dimensions"),
-            integers("window_strides"),
-            tuple((int(low), int(high)) for low, high in params["padding"]),
-            integers("base_dilation"),
-            integers("window_dilation"),
-        )
+    windows: tuple[Window, ...]
 
     @property
-    def size(self) -> int:
-        """How many elements a window reads."""
-        return math.prod(self.sizes)
-
-    @property
-    def padded(self) -> tuple[int, ...]:
-        """The shape with the padding."""
-        terms = zip(self.shape, self.padding, self.spacing, strict=True)
-        return tuple(low + high + (n - 1) * step + 1 for n, (low, high), step in terms)
+    def shape(self) -> tuple[int, ...]:
+        """Of the array."""
+        return tuple(window.size for window in self.windows)
 
     @property
     def out(self) -> tuple[int, ...]:
         """The shape of the windows."""
-        terms = zip(self.padded, self.sizes, self.dilation, self.strides, strict=True)
-        return tuple((n - (k - 1) * step - 1) // stride + 1 for n, k, step, stride in terms)
+        return tuple(window.positions for window in self.windows)
+
+    @property
+    def size(self) -> int:
+        """How many elements a window reads."""
+        return math.prod(window.taps for window in self.windows)
+
+    @property
+    def padded(self) -> tuple[int, ...]:
+        """The shape with the padding."""
+        return tuple(window.length for window in self.windows)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """From window to window."""
+        return tuple(window.stride for window in self.windows)
 
     @property
     def span(self) -> tuple[int, ...]:
@@ -98,39 +80,31 @@ class Pooling:
     @functools.cached_property
     def offsets(self) -> np.ndarray:
         """Where a window's elements are, relative to its first: ``[size, rank]``."""
-        places = np.stack(np.unravel_index(np.arange(self.size), self.sizes), -1)
-        return (places * np.asarray(self.dilation)).astype(np.int32)
+        taps, _, _, _, dilation = arguments_of(self.windows)
+        places = np.stack(np.unravel_index(np.arange(self.size), taps), -1)
+        return (places * np.asarray(dilation)).astype(np.int32)
 
     def readers(self) -> list[np.ndarray]:
         """How many windows read each element: the product of a vector for every axis."""
-        counts = []
-        for axis, n in enumerate(self.shape):
-            starts = np.arange(self.out[axis]) * self.strides[axis] - self.padding[axis][0]
-            places = starts[:, None] + np.arange(self.sizes[axis]) * self.dilation[axis]
-            element, rest = np.divmod(places.ravel(), self.spacing[axis])
-            inside = (rest == 0) & (element >= 0) & (element < n)
-            counts.append(np.bincount(element[inside], minlength=n))
-        return counts
+        return [window.readers for window in self.windows]
 
     def mass(self, weight: Any) -> Any:
         """The weight times the number of windows that read each element."""
         mass = jnp.asarray(weight, jnp.result_type(float, weight))
-        for axis, count in enumerate(self.readers()):
-            sides = [-1 if a == axis else 1 for a in range(len(self.shape))]
-            mass = mass * jnp.asarray(count.reshape(sides), mass.dtype)
+        for count in np.ix_(*self.readers()):
+            mass = mass * jnp.asarray(count, mass.dtype)
         return mass
 
     def pad(self, x: Array, fill: float) -> Array:
         """The array that windows read."""
-        pads = [(*p, step - 1) for p, step in zip(self.padding, self.spacing, strict=True)]
+        pads = [(window.low, window.high, window.base - 1) for window in self.windows]
         return lax.pad(x, jnp.asarray(fill, x.dtype), pads)
 
     def unpad(self, x: Array) -> Array:
         """The transpose of `pad`."""
-        crop = [(-low, -high, 0) for low, high in self.padding]
-        return lax.pad(x, jnp.zeros((), x.dtype), crop)[
-            tuple(slice(None, None, s) for s in self.spacing)
-        ]
+        crop = [(-window.low, -window.high, 0) for window in self.windows]
+        elements = tuple(slice(None, None, window.base) for window in self.windows)
+        return lax.pad(x, jnp.zeros((), x.dtype), crop)[elements]
 
     def walk(self, step: Callable[[Any, Any, Any], Any], state: Any) -> Any:
         """``state = step(state, k, offset)`` for every element of a window."""
@@ -162,13 +136,10 @@ class Pooling:
 
     def patches(self, x: Array) -> Array:
         """Every window's own elements, along a new last axis; 0 for the padding."""
-        corners = np.meshgrid(
-            *(np.arange(n) * stride for n, stride in zip(self.out, self.strides, strict=True)),
-            indexing="ij",
-        )
-        strides = np.cumprod([1, *self.padded[:0:-1]])[::-1]
-        corner = sum(c * s for c, s in zip(corners, strides, strict=True))
-        index = np.asarray(corner)[..., None] + self.offsets @ strides
+        # By one gather, because XLA computes masses while it compiles, at length if by several.
+        corners = np.moveaxis(np.indices(self.out), 0, -1) * np.asarray(self.strides)
+        places = np.moveaxis(corners[..., None, :] + self.offsets, -1, 0)
+        index = np.ravel_multi_index(tuple(places), self.padded)
         return self.pad(x, 0).reshape(-1).at[index].get(mode="promise_in_bounds")
 
 
@@ -181,17 +152,8 @@ class WindowMax(Rule):
     family = "extremum"
 
     def apply(self, params: Params, *operands: Array) -> Array:
-        w = params["window"]
-        return lax.reduce_window(
-            operands[0],
-            -jnp.inf,
-            lax.max,
-            w.sizes,
-            w.strides,
-            w.padding,
-            base_dilation=w.spacing,
-            window_dilation=w.dilation,
-        )
+        arguments = arguments_of(params["window"].windows)
+        return lax.reduce_window(operands[0], -jnp.inf, lax.max, *arguments)
 
     def project(self, params: Params, operands: Arrays, out: Array, weights: Weights) -> Projection:
         """Every window by itself, from equal copies of what they share."""
@@ -291,28 +253,24 @@ WINDOW_MAX, PATCH_MAX = WindowMax(), PatchMax()
 
 def _window_max(params: Params, operands: Sequence[Any]) -> Callable[..., Array]:
     """reduce_window_max: blocks of their own if they are large, or else the rule of windows."""
-    window = Pooling.of(params, operands[0].shape)
+    window = Pooling(reduced_windows(params, operands[0].shape))
     # What the last windows do not reach is cut off. The slice is there even if it cuts nothing:
     # a dilated window leaves gaps, and a slice is a view that may not read all.
     reach = [int(np.flatnonzero(c)[-1]) + 1 if c.any() else 1 for c in window.readers()]
     ones, zeros = (1,) * len(reach), (0,) * len(reach)
-    plain = all(p == (0, 0) for p in window.padding) and window.spacing == window.dilation == ones
-    terms = zip(window.strides, window.sizes, window.out, strict=True)
-    if plain and window.size > _UNROLLED and all(s == k or n == 1 for s, k, n in terms):
-        blocks = [side for pair in zip(window.out, window.sizes, strict=True) for side in pair]
+    apart = all(
+        w == Window(w.size, w.taps, w.stride) and (w.stride == w.taps or w.positions == 1)
+        for w in window.windows
+    )
+    if apart and window.size > _UNROLLED:
+        blocks = [side for w in window.windows for side in (w.positions, w.taps)]
         axes = tuple(range(1, len(blocks), 2))
         return lambda x: jnp.max(lax.slice(x, zeros, reach, ones).reshape(blocks), axes)
-    cut = dataclasses.replace(
-        window,
-        shape=tuple(reach),
-        padding=tuple(
-            (low, high + (n - r) * step)
-            for (low, high), n, r, step in zip(
-                window.padding, window.shape, reach, window.spacing, strict=True
-            )
-        ),
+    cut = tuple(
+        dataclasses.replace(w, size=n, high=w.high + (w.size - n) * w.base)
+        for w, n in zip(window.windows, reach, strict=True)
     )
-    items = (("window", cut),)
+    items = (("window", Pooling(cut)),)
 
     def function(x: Array) -> Array:
         if not all(count.all() for count in window.readers()):

@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from pjax_trace.rules.bilinear import Multiplier, kappa_of, solve_multiplier
+from pjax_trace.rules.bilinear import Factors, kappa_of, solve_multiplier
 
 __all__ = ["PrivateProduct", "ProjectedProducts", "project_products", "settling_step"]
 
@@ -34,21 +34,18 @@ def project_products(
 ) -> ProjectedProducts:
     """The nearest point of ``z = sum_i <x_i, w_i> + sum_j a_j . s_j``, every equation on its own.
 
-    Each equation owns its operands: ``<x, w>`` contracts the last axis (of size 1 for an
-    elementwise product), all other axes count equations. Solves
+    ``<x, w>`` contracts the last axis, all other axes count equations. Solves
 
         argmin  sum_i wx_i |x_i - xs_i|^2 + ww_i |w_i - ws_i|^2 + wz (z - z0)^2
                 + sum_j ws_j |s_j - s_j0|^2     subject to the equation,
 
-    where the linear part is given by ``target = z0 - sum_j a_j . s_j0`` and ``compliance = 1 / wz +
-    sum_j |a_j|^2 / ws_j`` only. It moves with the answer: ``z = z0 - lam / wz`` and
-    ``s_j = s_j0 + a_j lam / ws_j``.
+    whose linear part moves with the answer: ``z = z0 - lam / wz``, ``s_j = s_j0 + a_j lam / ws_j``.
 
     Args:
         xs: left operands, ``[..., K_i]`` each.
         ws: right operands, of the same shapes.
-        target: ``z0`` less the linear part.
-        compliance: of ``z`` and the linear part, positive; a scalar or one per equation.
+        target: ``z0 - sum_j a_j . s_j0``.
+        compliance: ``1 / wz + sum_j |a_j|^2 / ws_j``, positive; a scalar or one per equation.
         weights: the pairs ``(wx_i, ww_i)``, positive scalars.
 
     Returns:
@@ -62,20 +59,17 @@ def project_products(
         >>> bool(abs(jnp.sum(x * w) - (3.0 - lam[0])) < 1e-5)
         True
     """
-    pairs = [
-        PrivateProduct.of(x, w, wx, ww) for x, w, (wx, ww) in zip(xs, ws, weights, strict=True)
-    ]
+    pairs = [PrivateProduct.of(x, w, *pair) for x, w, pair in zip(xs, ws, weights, strict=True)]
     kappas, plus, minus = ([getattr(p, a) for p in pairs] for a in ("kappa", "plus", "minus"))
     value = sum((p.value for p in pairs), jnp.zeros((), jnp.result_type(target)))
     solution = solve_multiplier(kappas, plus, minus, target, compliance, value=value)
-    moved = [p.moved(solution, i) for i, p in enumerate(pairs)]
+    moved = [p.moved(solution.lam, f) for p, f in zip(pairs, solution.factors, strict=True)]
     compliance = jnp.asarray(compliance, jnp.result_type(target))
     lapse, slope = target - compliance * solution.lam, jnp.zeros_like(compliance)
     for p, (x, w) in zip(pairs, moved, strict=True):
         lapse, slope = lapse - jnp.sum(x * w, -1), slope + p.slope(x, w)
     step = settling_step(lapse, slope, compliance)
-    moved = [p.settled(*pair, step) for p, pair in zip(pairs, moved, strict=True)]
-    xs, ws = tuple(x for x, _ in moved), tuple(w for _, w in moved)
+    xs, ws = zip(*(p.settled(*own, step) for p, own in zip(pairs, moved, strict=True)), strict=True)
     return ProjectedProducts(xs, ws, solution.lam, solution.distance)
 
 
@@ -134,13 +128,13 @@ class PrivateProduct(NamedTuple):
         entries = jnp.broadcast_to(entries, x.shape)
         return cls(x, w, other, (wx, ww), kappa, plus, minus, value, entries)
 
-    def moved(self, solution: Multiplier, i: int) -> tuple[Array, Array]:
-        """The projected operands, this being product ``i`` of the solution."""
-        grow, shrink, free, mix = (factor[i][..., None] for factor in solution[1:5])
+    def moved(self, lam: Array, factors: Factors) -> tuple[Array, Array]:
+        """The projected operands, by the multipliers and what they do to this product."""
+        grow, shrink, free, mix, _ = (factor[..., None] for factor in factors)
         wx, ww = self.weights
         # c x + mix w, as multiples of the operand and of the sum that may grow without bound.
         keep = jnp.minimum(grow, shrink)
-        side = jnp.where(solution.lam < 0, -1, 1).astype(self.x.dtype)[..., None]
+        side = jnp.where(lam < 0, -1, 1).astype(self.x.dtype)[..., None]
         step = free * self.entries
         joint = mix * (self.x + side * self.other)
         return (

@@ -9,6 +9,7 @@ values 0 and 1, and what reads a boolean reads a real number instead, which cons
 anywhere between.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -250,14 +251,7 @@ CEIL = Steps(evaluate(lax.ceil_p), -1.0, 0.0)
 ROUND = Steps(evaluate(lax.round_p), -0.5, 0.5)
 QUANTIZE = Steps(evaluate(quantize_p), -0.5, 0.5)
 
-COMPARISONS = {
-    lax.gt_p: _indicator(lax.gt_p, 0.0, 0.0, 1.0),
-    lax.ge_p: _indicator(lax.ge_p, 0.0, 1.0, 1.0),
-    lax.lt_p: _indicator(lax.lt_p, 1.0, 0.0, 0.0),
-    lax.le_p: _indicator(lax.le_p, 1.0, 1.0, 0.0),
-    lax.eq_p: _indicator(lax.eq_p, 0.0, 1.0, 0.0),
-    lax.ne_p: _indicator(lax.ne_p, 1.0, 0.0, 1.0),
-}
+COMPARISONS: dict[Any, Staircase] = {}
 
 
 def as_reals(operands: Sequence[Any], variable: Flags) -> Callable[..., tuple[Array, ...]]:
@@ -317,11 +311,6 @@ def _quantize(params: Params, operands: Sequence[Any], variable: Flags) -> Outco
     return Project(QUANTIZE, params)
 
 
-def _real(compare: Callable[[Array], Array]) -> Case:
-    """A comparison as the function of reals that it is relaxed to."""
-    return Case(lambda x: compare(x).astype(x.dtype), ((3,),))
-
-
 register_rule(lax.sign_p, SIGN, cases=[Case(jnp.sign, ((3,),))])
 register_rule(lax.floor_p, FLOOR, cases=[Case(jnp.floor, ((3,),), scale=3.0)])
 register_rule(lax.ceil_p, CEIL, cases=[Case(jnp.ceil, ((3,),), scale=3.0)])
@@ -342,9 +331,17 @@ register_rule(
     ],
     note="`pjax.quantize`; its scale is data",
 )
-register_rule(lax.gt_p, _comparison(lax.gt_p, lax.lt_p), cases=[_real(lambda x: x > 0.5)])
-register_rule(lax.ge_p, _comparison(lax.ge_p, lax.le_p), cases=[_real(lambda x: x >= 0.5)])
-register_rule(lax.lt_p, _comparison(lax.lt_p, lax.gt_p), cases=[_real(lambda x: x < 0.5)])
-register_rule(lax.le_p, _comparison(lax.le_p, lax.ge_p), cases=[_real(lambda x: x <= 0.5)])
-register_rule(lax.eq_p, _comparison(lax.eq_p, lax.eq_p), cases=[_real(lambda x: x == 0.5)])
-register_rule(lax.ne_p, _comparison(lax.ne_p, lax.ne_p), cases=[_real(lambda x: x != 0.5)])
+# A comparison, the one with its operands exchanged, and its values below, at and above a threshold.
+for primitive, mirrored, *values in (
+    (lax.gt_p, lax.lt_p, 0.0, 0.0, 1.0),
+    (lax.ge_p, lax.le_p, 0.0, 1.0, 1.0),
+    (lax.lt_p, lax.gt_p, 1.0, 0.0, 0.0),
+    (lax.le_p, lax.ge_p, 1.0, 1.0, 0.0),
+    (lax.eq_p, lax.eq_p, 0.0, 1.0, 0.0),
+    (lax.ne_p, lax.ne_p, 1.0, 0.0, 1.0),
+):
+    COMPARISONS[primitive] = _indicator(primitive, *values)
+    # As the function of reals that it is relaxed to.
+    compare = getattr(operator, primitive.name)
+    case = Case(lambda x, compare=compare: compare(x, 0.5).astype(x.dtype), ((3,),))
+    register_rule(primitive, _comparison(primitive, mirrored), cases=[case])

@@ -3,6 +3,7 @@
 With data in the place of an operand, the elementwise ones are views.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,8 +20,6 @@ from pjax_trace.rules.maps import Contraction, identity_map
 from pjax_trace.rules.quotient import QUOTIENT
 from pjax_trace.rules.sum_rule import SUM, Term
 from pjax_trace.translation import Affine, Outcome, Project, Range, Rewrite, Translation
-
-__all__: list[str] = []
 
 
 def _sum(*terms: Term, part: Any = None) -> Project:
@@ -73,8 +72,7 @@ def _pointwise(
                 part=part,
             )
         if x.shape != y.shape:
-            shape = jnp.broadcast_shapes(*shapes)
-            return Rewrite(lambda *xs: function(*(jnp.broadcast_to(a, shape) for a in xs)))
+            return Rewrite(lambda *xs: function(*jnp.broadcast_arrays(*xs)))
         return project(x.shape, part)
 
     return translate
@@ -87,10 +85,8 @@ def _addition(function: Callable[..., Array], sign: float) -> Translation:
         plain = identity_map(shape)
         return _sum(Term(plain, (0,)), Term(plain, (1,), sign), part=part)
 
-    def doubled(x: Array) -> Array:
-        return (1 + sign) * x
-
-    return Translation(_pointwise(function, doubled, project, offset=True, sign=sign), of=SUM)
+    translate = _pointwise(function, lambda x: (1 + sign) * x, project, offset=True, sign=sign)
+    return Translation(translate, of=SUM)
 
 
 _multiply = _pointwise(
@@ -123,31 +119,27 @@ def _reduction(params: Params, operands: Sequence[Any], variable: Flags) -> Outc
     """reduce_sum: one term with coefficients 1; over no axes it is the operand."""
     if not params["axes"]:
         return Rewrite(lambda x: x)
-    shape = operands[0].shape
-    labels = tuple(range(len(shape)))
-    axes = {int(axis) for axis in params["axes"]}
-    kept = tuple(label for label in labels if label not in axes)
-    return _sum(Term(Contraction(labels, None, kept, tuple(shape)), (0,)))
+    whole = identity_map(operands[0].shape)
+    kept = tuple(label for label in whole.lhs if label not in params["axes"])
+    return _sum(Term(dataclasses.replace(whole, out=kept), (0,)))
 
 
 def _contraction(params: Params, shapes: Shapes) -> Contraction:
     """A dot_general with any dimension numbers."""
     (contract_l, contract_r), (batch_l, batch_r) = params["dimension_numbers"]
-    left = list(range(len(shapes[0])))
-    right = [-1] * len(shapes[1])
-    sizes = list(shapes[0])
-    for a, b in zip((*batch_l, *contract_l), (*batch_r, *contract_r), strict=True):
-        right[b] = left[a]
-    for axis, label in enumerate(right):
-        if label < 0:
-            right[axis] = len(sizes)
-            sizes.append(shapes[1][axis])
+    pairs = dict(zip((*batch_r, *contract_r), (*batch_l, *contract_l), strict=True))
+    left = tuple(range(len(shapes[0])))
+    free = [axis for axis in range(len(shapes[1])) if axis not in pairs]
+    # The labels of the right operand, by axis.
+    labels = {**pairs, **{axis: len(left) + i for i, axis in enumerate(free)}}
+    right = tuple(labels[axis] for axis in range(len(shapes[1])))
     out = (
-        *(left[a] for a in batch_l),
-        *(label for a, label in enumerate(left) if a not in (*batch_l, *contract_l)),
-        *(label for b, label in enumerate(right) if b not in (*batch_r, *contract_r)),
+        *batch_l,
+        *(label for label in left if label not in pairs.values()),
+        *(labels[axis] for axis in free),
     )
-    return Contraction(tuple(left), tuple(right), tuple(out), tuple(sizes), params.get("precision"))
+    sizes = (*shapes[0], *(shapes[1][axis] for axis in free))
+    return Contraction(left, right, out, sizes, params.get("precision"))
 
 
 def _plainer_product(params: Params, operands: Sequence[Any]) -> Rewrite | None:
@@ -158,24 +150,19 @@ def _plainer_product(params: Params, operands: Sequence[Any]) -> Rewrite | None:
         wide = _compat.promoted(*dtypes, wanted)
         numbers, precision = params["dimension_numbers"], params.get("precision")
         # Mixed-precision algorithms name dtypes of their own.
-        precision = (
-            None
-            if isinstance(precision, (str, lax.DotAlgorithm, lax.DotAlgorithmPreset))
-            else precision
-        )
-        return Rewrite(
-            lambda x, w: lax.dot_general(x.astype(wide), w.astype(wide), numbers, precision).astype(
-                wanted
-            )
-        )
-    (contract, batch) = params["dimension_numbers"]
-    paired = sorted(contract[0]) + sorted(batch[0])
-    same = tuple(contract[0]) == tuple(contract[1]) and tuple(batch[0]) == tuple(batch[1])
-    if operands[0] is not operands[1] or not same or len(paired) < len(operands[0].shape):
+        if isinstance(precision, (str, lax.DotAlgorithm, lax.DotAlgorithmPreset)):
+            precision = None
+
+        def widened(x: Array, w: Array) -> Array:
+            product = lax.dot_general(x.astype(wide), w.astype(wide), numbers, precision)
+            return product.astype(wanted)
+
+        return Rewrite(widened)
+    (axes, axes_r), (batch, batch_r) = (map(tuple, pair) for pair in params["dimension_numbers"])
+    same = operands[0] is operands[1] and axes == axes_r and batch == batch_r
+    if not same or len(axes + batch) < len(operands[0].shape):
         return None
-    axes = tuple(int(axis) for axis in contract[0])
-    kept = sorted(batch[0])
-    order = tuple(kept.index(axis) for axis in batch[0])
+    order = tuple(sorted(batch).index(axis) for axis in batch)
     return Rewrite(lambda x, _: jnp.transpose(jnp.sum(lax.square(x), axes), order))
 
 

@@ -115,6 +115,7 @@ class SumRule(Rule):
         for part in linear:
             compliance = compliance + part.compliance
             target = target - part.value
+        masses = self.masses(params, weights.operands)
         moments: list[Moment | None] = [None] * len(operands)
         if products:
             kappas, plus = [p.kappa for p in products], [p.plus for p in products]
@@ -125,14 +126,16 @@ class SumRule(Rule):
             multiplier = solution.lam
             distance = jnp.sum(solution.distance)
             sums = _moved(products, solution, target, compliance)
-            for product, moved in zip(products, sums, strict=True):
-                for position, moment in product.moments(moved):
-                    moments[position] = moment
+            for product, (x, w) in zip(products, sums, strict=True):
+                left, right = product.term.operands
+                moments[left] = Moment(product.term.sign * x, masses[left])
+                moments[right] = Moment(w, masses[right])
         else:
             multiplier = target / compliance
             distance = jnp.sum(target * multiplier)
         for part in linear:
-            moments[part.position] = part.moment(multiplier)
+            mass = masses[part.position]
+            moments[part.position] = Moment(mass * part.operand + part.step(multiplier), mass)
         out = out - multiplier / weight_out
         return Projection(tuple(moments), out if frame is None else frame.forward(out), distance)
 
@@ -213,11 +216,9 @@ def _fold(
 
 def _mass(weight: Any, readers: Any) -> Any:
     """The weight of all copies of an operand, in the weight's own type."""
-    return weight * (readers if isinstance(readers, int) else jnp.asarray(readers, _dtype(weight)))
-
-
-def _dtype(weight: Any) -> Any:
-    return jnp.result_type(weight)
+    if isinstance(readers, int):
+        return weight * readers
+    return weight * jnp.asarray(readers, jnp.result_type(weight))
 
 
 class _Linear:
@@ -227,20 +228,18 @@ class _Linear:
         self.term = term
         self.side = next(s for s, i in enumerate(term.operands) if weights.operands[i] is not None)
         self.position = term.operands[self.side]
-        self.weight = weights.operands[self.position]
         self.operand = operands[self.position]
         self.coefficient = None
         if len(term.operands) == 2:
             self.coefficient = operands[term.operands[1 - self.side]]
         self.value = term.apply(operands)
-        inverse = 1 / jnp.asarray(self.weight, self.operand.dtype)
+        inverse = 1 / jnp.asarray(weights.operands[self.position], self.operand.dtype)
         self.compliance = term.forward(term.map.norms(inverse, self.coefficient, self.side))
 
-    def moment(self, multiplier: Array) -> Moment:
-        """Of the operand, moved by ``a λ/ω`` in every row."""
-        mass = _mass(self.weight, self.term.map.readers(self.side))
+    def step(self, multiplier: Array) -> Array:
+        """The weighted sum of the moves of the operand, by ``a λ/ω`` in every row."""
         step = self.term.map.pull(self.term.backward(multiplier), self.coefficient, self.side)
-        return Moment(mass * self.operand + self.term.sign * step, mass)
+        return self.term.sign * step
 
 
 class _Product:
@@ -279,24 +278,6 @@ class _Product:
             value = p / self.kappa
         self.plus, self.minus, self.value = (term.forward(a) for a in (plus, minus, value))
 
-    def solution(self, solution: bilinear.Multiplier, i: int) -> bilinear.Multiplier:
-        """What a solution says of this product, product ``i`` of it, in the product's layout."""
-        lam, *factors, distance = solution
-        backward = self.term.backward
-        grow, shrink, free, mix, keep = ((backward(factor[i]),) for factor in factors)
-        return bilinear.Multiplier(backward(lam), grow, shrink, free, mix, keep, distance)
-
-    def moments(self, moved: Sequence[Array]) -> list[tuple[int, Moment]]:
-        """Of both operands, from the weighted sums of their projected copies."""
-        result = []
-        for side, (position, weight) in enumerate(
-            zip(self.term.operands, self.weights, strict=True)
-        ):
-            sign = self.term.sign if side == 0 else 1.0
-            mass = _mass(weight, self.term.map.readers(side))
-            result.append((position, Moment(sign * moved[side], mass)))
-        return result
-
     def owned(self, copies: Sequence[Array]) -> list[Array]:
         """Private copies, weighted and in the operands' layout."""
         return [
@@ -304,10 +285,10 @@ class _Product:
             for side, (x, weight) in enumerate(zip(copies, self.weights, strict=True))
         ]
 
-    def shared(self, solution: bilinear.Multiplier) -> list[Array]:
+    def shared(self, factors: bilinear.Factors) -> list[Array]:
         """The weighted sums of all projected copies, without making them."""
         spread, pull = self.term.map.spread, self.term.map.pull
-        (free,), (mix,), (keep,) = solution.free, solution.mix, solution.keep
+        _, _, free, mix, keep = factors
         # Else XLA makes them anew, in other orders, for each of the sums.
         keep, mix = lax.optimization_barrier((keep, mix))
         # The free direction of a row is a unit vector of equal entries.
@@ -336,13 +317,17 @@ def _moved(
     products: Sequence[_Product], solution: bilinear.Multiplier, target: Array, compliance: Any
 ) -> list[list[Array]]:
     """The weighted sums of the projected copies of all products."""
-    own = [(p, p.solution(solution, i)) for i, p in enumerate(products)]
+    own = [  # by product: the multipliers and the factors, in its layout
+        (p.term.backward(solution.lam), bilinear.Factors(*map(p.term.backward, factors)))
+        for p, factors in zip(products, solution.factors, strict=True)
+    ]
     private = [p.private for p in products if p.private is not None]
     if len(private) < len(products):
         return [
-            p.shared(s) if p.private is None else p.owned(p.private.moved(s, 0)) for p, s in own
+            p.shared(factors) if p.private is None else p.owned(p.private.moved(lam, factors))
+            for p, (lam, factors) in zip(products, own, strict=True)
         ]
-    copies = [private[i].moved(s, 0) for i, (_, s) in enumerate(own)]
+    copies = [inner.moved(*both) for inner, both in zip(private, own, strict=True)]
     lapse, slope = target - compliance * solution.lam, jnp.zeros_like(target)
     for p, inner, (x, w) in zip(products, private, copies, strict=True):
         lapse = lapse - p.term.forward(jnp.sum(x * w, -1))

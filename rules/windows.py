@@ -18,9 +18,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pjax_trace.linear import Design, Implicit
+from pjax_trace.rule import Params
 from pjax_trace.rules.maps import Map, Shape
 
-__all__ = ["Convolution", "Window", "WindowSum"]
+__all__ = ["Convolution", "Window", "WindowSum", "arguments_of", "reduced_windows", "windows_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +47,15 @@ class Window:
     dilation: int = 1
 
     @property
+    def length(self) -> int:
+        """How many elements there are with padding, and with what is between them."""
+        return max(0, (self.size - 1) * self.base + 1) + self.low + self.high
+
+    @property
     def positions(self) -> int:
         """How many positions there are."""
-        length = max(0, (self.size - 1) * self.base + 1) + self.low + self.high
         reach = max(0, (self.taps - 1) * self.dilation + 1)
-        return max(0, (length - reach) // self.stride + 1) if length >= reach else 0
+        return max(0, (self.length - reach) // self.stride + 1)
 
     @functools.cached_property
     def index(self) -> np.ndarray:
@@ -74,9 +79,8 @@ class Window:
 
     def reading(self, positions: int) -> "Window":
         """With as much padding after the last element as this many positions need."""
-        length = max(0, (self.size - 1) * self.base + 1)
         reach = (positions - 1) * self.stride + (self.taps - 1) * self.dilation + 1
-        return dataclasses.replace(self, high=reach - length - self.low)
+        return dataclasses.replace(self, high=self.high + reach - self.length)
 
     @property
     def transposed(self) -> "Window":
@@ -113,6 +117,32 @@ class Window:
         return jnp.take(x, self.index, axis, mode="fill", fill_value=0)
 
 
+def windows_of(shape: Sequence[int], *arguments: Sequence[Any]) -> tuple[Window, ...]:
+    """One `Window` for every dimension, from what `arguments_of` gives."""
+    return tuple(
+        Window(*map(int, (size, taps, stride, *padding, *dilations)))
+        for size, taps, stride, padding, *dilations in zip(shape, *arguments, strict=True)
+    )
+
+
+def reduced_windows(params: Params, shape: Sequence[int]) -> tuple[Window, ...]:
+    """Those of a reduction over windows, from the primitive's params."""
+    names = ("dimensions", "strides", "dilation")
+    taps, strides, dilation = (params[f"window_{name}"] for name in names)
+    return windows_of(shape, taps, strides, params["padding"], params["base_dilation"], dilation)
+
+
+def arguments_of(windows: Sequence[Window]) -> list[list[Any]]:
+    """JAX's arguments: taps, strides, padding, and the dilations of elements and of taps."""
+    return [
+        [window.taps for window in windows],
+        [window.stride for window in windows],
+        [(window.low, window.high) for window in windows],
+        [window.base for window in windows],
+        [window.dilation for window in windows],
+    ]
+
+
 def _outer(parts: Sequence[np.ndarray]) -> np.ndarray:
     """The product of one array per dimension, each along its own axes."""
     return functools.reduce(np.multiply.outer, parts, np.ones((), int))
@@ -122,6 +152,15 @@ def _patches(windows: Sequence[Window], x: Array, axis: int) -> Array:
     """Windows of ``x`` from an axis on: positions in place of elements, taps at the end."""
     for i, window in enumerate(windows):
         x = jnp.moveaxis(window.take(x, axis + i), axis + i + 1, -1)
+    return x
+
+
+def _contracted(x: Array, matrices: Sequence[np.ndarray]) -> Array:
+    """The product of a matrix with every axis, from the first on."""
+    for axis, matrix in enumerate(matrices):
+        matrix = jnp.asarray(matrix, x.dtype)
+        x = jnp.tensordot(matrix, x, ((1,), (axis,)), precision=lax.Precision.HIGHEST)
+        x = jnp.moveaxis(x, 0, axis)
     return x
 
 
@@ -153,26 +192,25 @@ class WindowSum(Map):
         valid = _outer([window.valid for window in self.windows])
         if np.all(valid):
             return None
-        rank = len(self.windows)
-        axes = [2 * i for i in range(rank)] + [2 * i + 1 for i in range(rank)]
+        axes = [*range(0, valid.ndim, 2), *range(1, valid.ndim, 2)]
         return np.transpose(valid, axes).astype(bool).reshape((*self.shape, self.fan))
 
     @property
     def count(self) -> Any:
         return _outer([np.sum(window.valid, 1) for window in self.windows])
 
-    @functools.cached_property
-    def unread(self) -> np.ndarray:
-        """The elements that no window reads."""
-        return _outer([window.readers for window in self.windows]) == 0
+    @property
+    def reads(self) -> np.ndarray:
+        """How many windows read each element."""
+        return _outer([window.readers for window in self.windows])
 
-    @functools.cached_property
-    def unused(self) -> np.ndarray:
-        """The taps that read nothing at any position."""
-        return _outer([np.sum(window.valid, 0) for window in self.windows]) == 0
+    @property
+    def uses(self) -> np.ndarray:
+        """At how many positions each tap reads something."""
+        return _outer([np.sum(window.valid, 0) for window in self.windows])
 
     def readers(self, side: int) -> Any:
-        return _at_least_one(_outer([window.readers for window in self.windows]))
+        return _at_least_one(self.reads)
 
     def apply(self, *operands: Array) -> Array:
         (x,) = operands
@@ -249,10 +287,8 @@ class Convolution(Map):
     def shapes(self) -> tuple[Shape, ...]:
         sizes = (window.size for window in self.windows)
         taps = (window.taps for window in self.windows)
-        return (
-            (self.batch, *sizes, self.groups * self.left),
-            (*taps, self.left, self.features),
-        )
+        images = (self.batch, *sizes, self.groups * self.left)
+        return images, (*taps, self.left, self.features)
 
     @property
     def fan(self) -> int:
@@ -274,10 +310,9 @@ class Convolution(Map):
 
     def readers(self, side: int) -> Any:
         if side == 0:
-            images = _outer([window.readers for window in self.windows])[None, ..., None]
-            return _at_least_one(images * (self.features // self.groups))
-        taps = _outer([np.sum(window.valid, 0) for window in self.windows])[..., None, None]
-        return _at_least_one(taps * self.batch)
+            features = self.features // self.groups
+            return _at_least_one(self._window.reads[None, ..., None] * features)
+        return _at_least_one(self._window.uses[..., None, None] * self.batch)
 
     def apply(self, *operands: Array) -> Array:
         """The output.
@@ -287,16 +322,10 @@ class Convolution(Map):
         """
         x, w = lax.optimization_barrier(operands)
         letters = "".join(chr(ord("a") + i) for i in range(len(self.windows)))
+        _, strides, padding, base, dilation = arguments_of(self.windows)
+        dimensions = f"N{letters}C", f"{letters}IO", f"N{letters}C"
         return lax.conv_general_dilated(
-            x,
-            w,
-            [window.stride for window in self.windows],
-            [(window.low, window.high) for window in self.windows],
-            [window.base for window in self.windows],
-            [window.dilation for window in self.windows],
-            (f"N{letters}C", f"{letters}IO", f"N{letters}C"),
-            self.groups,
-            precision=self.precision,
+            x, w, strides, padding, base, dilation, dimensions, self.groups, 1, self.precision
         )
 
     def pull(self, out: Array, other: Array | None, side: int) -> Array:
@@ -330,12 +359,7 @@ class Convolution(Map):
             x = x[..., None]
             full = (*x.shape[:-1], self.features // self.groups)
             return jnp.broadcast_to(x, full).reshape(self.shape)
-        x = jnp.sum(x, -2)
-        for axis, window in enumerate(self.windows):
-            valid = jnp.asarray(window.valid, x.dtype)
-            x = jnp.tensordot(valid, x, ((1,), (axis,)), precision=lax.Precision.HIGHEST)
-            x = jnp.moveaxis(x, 0, axis)
-        return x[None]
+        return _contracted(jnp.sum(x, -2), [window.valid for window in self.windows])[None]
 
     def spread(self, out: Array, side: int) -> Array:
         """The transpose of `rows`.
@@ -346,11 +370,7 @@ class Convolution(Map):
             return super().spread(out, side)
         ones, out = jnp.ones(self.batch, out.dtype), jnp.broadcast_to(out, self.shape)
         x = jnp.tensordot(ones, out, 1, precision=lax.Precision.HIGHEST)
-        for axis, window in enumerate(self.windows):
-            valid = jnp.asarray(window.valid, x.dtype)
-            x = jnp.tensordot(valid, x, ((0,), (axis,)), precision=lax.Precision.HIGHEST)
-            x = jnp.moveaxis(x, 0, axis)
-        return x[..., None, :]
+        return _contracted(x, [window.valid.T for window in self.windows])[..., None, :]
 
     def design(self, side: int, other: Array) -> Design | None:
         if side == 0 or self.groups > 1:

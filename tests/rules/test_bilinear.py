@@ -299,7 +299,7 @@ def test_rows_of_a_matrix_product_need_no_copies(shape):
         q = wx * jnp.sum(x * x, 1, keepdims=True) + ww * jnp.sum(w * w, 0, keepdims=True)
         plus, minus = (q + 2 * kappa * p) / 4, (q - 2 * kappa * p) / 4
         rows = solve_jitted([kappa], [plus], [minus], z, jnp.float32(1 / wz), value=p)
-        c, mix = rows.keep[0], rows.mix[0]
+        ((*_, mix, c),) = rows.factors
         sums = x * jnp.sum(c, 1, keepdims=True) + jnp.sqrt(ww / wx) * (mix @ w.T)
         assert jnp.allclose(sums, jnp.sum(explicit.xs[0], 1), rtol=0, atol=1e-5 * jnp.max(sums))
         sums = w * jnp.sum(c, 0, keepdims=True) + jnp.sqrt(wx / ww) * (x.T @ mix)
@@ -331,20 +331,19 @@ def test_multiplier_equation_holds(log_kappas, squares, target, log_compliance):
         result = solve_jitted(*args)
         return jax.tree.map(lambda v: float(v), result)
 
-    lam, grow, shrink, free, mix, keep, _ = solve(plus, minus, target)
+    lam, factors, _ = solve(plus, minus, target)
     gap = size = target - compliance * lam
     size = abs(target) + abs(compliance * lam)
-    for kappa, p, m, g, h, alpha, part, mean in zip(
-        kappas, plus, minus, grow, shrink, free, mix, keep, strict=True
-    ):
+    for kappa, p, m, (g, h, alpha, part, mean) in zip(kappas, plus, minus, factors, strict=True):
         gap -= (p * g**2 - m * h**2 + np.sign(alpha) * alpha**2 / 2) / kappa
         size += (p * g**2 + m * h**2 + p + m + alpha**2) / kappa
         assert abs(part - (g - h) / 2) <= 1e-5 * (g + h)
         assert abs(mean - (g + h) / 2) <= 1e-6 * (g + h)
     assert abs(gap) <= 2e-6 * size + 1e-30
     mirrored = solve(minus, plus, -target)
-    assert np.isclose(mirrored[0], -lam, rtol=1e-5, atol=1e-30)
-    assert np.allclose(mirrored[3], -np.asarray(free), rtol=1e-5, atol=1e-12)
+    assert np.isclose(mirrored.lam, -lam, rtol=1e-5, atol=1e-30)
+    for there, here in zip(mirrored.factors, factors, strict=True):
+        assert np.isclose(there.free, -here.free, rtol=1e-5, atol=1e-12)
 
 
 def test_finite_whatever_the_scale():
@@ -377,5 +376,5 @@ def test_vmap_dtype_and_broadcasting():
         gap = z - 0.5 * batch.lam - jnp.sum(batch.xs[0] * batch.ws[0], -1)
         assert float(jnp.max(jnp.abs(gap))) < 1e-13
     plus, minus = jnp.ones((3, 1), jnp.float32), jnp.ones((1, 4), jnp.float32)
-    lam, grow, *_ = solve_jitted([1.0], [plus], [minus], jnp.ones((3, 4), jnp.float32), 1.0)
-    assert lam.shape == grow[0].shape == (3, 4) and lam.dtype == jnp.float32
+    lam, ((grow, *_),), _ = solve_jitted([1.0], [plus], [minus], jnp.ones((3, 4), jnp.float32), 1.0)
+    assert lam.shape == grow.shape == (3, 4) and lam.dtype == jnp.float32

@@ -11,12 +11,13 @@ from pjax_trace import _compat
 from pjax_trace.registry import entries
 from pjax_trace.rule import Rule, Weights
 from pjax_trace.rules.pooling import PATCH_MAX, WINDOW_MAX, Pooling
+from pjax_trace.rules.windows import arguments_of, windows_of
 from tests.rules.rows import decades, double, least_of_rows, single
 
 
 def window(shape, sizes, strides, padding, spacing=None, dilation=None):
     ones = (1,) * len(shape)
-    return Pooling(shape, sizes, strides, padding, spacing or ones, dilation or ones)
+    return Pooling(windows_of(shape, sizes, strides, padding, spacing or ones, dilation or ones))
 
 
 WINDOWS = {
@@ -40,27 +41,23 @@ def reads(w):
     lists = []
     for corner in np.ndindex(*w.out):
         mine = []
-        for tap in np.ndindex(*w.sizes):
+        for tap in np.ndindex(*(one.taps for one in w.windows)):
             place = [
-                c * s + k * d - low
-                for c, s, k, d, (low, _) in zip(
-                    corner, w.strides, tap, w.dilation, w.padding, strict=True
-                )
+                c * one.stride + k * one.dilation - one.low
+                for c, k, one in zip(corner, tap, w.windows, strict=True)
             ]
             inside = all(
-                p % b == 0 and 0 <= p // b < n
-                for p, b, n in zip(place, w.spacing, w.shape, strict=True)
+                p % one.base == 0 and 0 <= p // one.base < one.size
+                for p, one in zip(place, w.windows, strict=True)
             )
-            index = [p // b for p, b in zip(place, w.spacing, strict=True)]
+            index = [p // one.base for p, one in zip(place, w.windows, strict=True)]
             mine.append(np.ravel_multi_index(index, w.shape) if inside else -1)
         lists.append(mine)
     return np.asarray(lists)
 
 
 def forward(w, x):
-    return lax.reduce_window(
-        x, -jnp.inf, lax.max, w.sizes, w.strides, w.padding, w.spacing, w.dilation
-    )
+    return lax.reduce_window(x, -jnp.inf, lax.max, *arguments_of(w.windows))
 
 
 @pytest.mark.parametrize("name", WINDOWS)
@@ -222,7 +219,7 @@ def test_what_is_asked_of_a_window_goes_to_its_largest(name):
     try:
         found = Rule.linear(WINDOW_MAX, params, (jnp.asarray(x),), 0).transpose(residual)
     except (NotImplementedError, TypeError):
-        assert max(w.dilation) > 1 or min(map(min, w.padding)) < 0
+        assert any(one.dilation > 1 or min(one.low, one.high) < 0 for one in w.windows)
     else:
         np.testing.assert_allclose(answer, found, rtol=1e-6, atol=1e-6)
     # So is that of private copies, of which those of the padding are asked for nothing.
