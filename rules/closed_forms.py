@@ -212,10 +212,13 @@ def _either(
     curve: Curve, starts: Sequence[Array], targets: Sequence[Array], wx: Weight, wz: Weight
 ) -> tuple[Array, Array, Array]:
     """The nearest points to two points each, and whether the second one is closer to its own."""
-    start, target = jnp.stack(starts), jnp.stack(targets)
-    x = jax.vmap(partial(nearest_on_curve, curve, wx=wx, wz=wz))(start, target)
-    one, other = jnp.square(x - start) + wz / wx * jnp.square(curve.value(x) - target)
-    return x[0], x[1], other < one
+
+    def nearest(start: Array, target: Array) -> tuple[Array, Array]:
+        x = nearest_on_curve(curve, start, target, wx, wz)
+        return x, jnp.square(x - start) + wz / wx * jnp.square(curve.value(x) - target)
+
+    (one, other), (cost, cost_of_other) = jax.vmap(nearest)(jnp.stack(starts), jnp.stack(targets))
+    return one, other, cost_of_other < cost
 
 
 def _split_tan(z0: Array, _: Array) -> Array:

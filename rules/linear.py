@@ -19,7 +19,7 @@ from jaxtyping import Array
 from pjax_trace import _compat
 from pjax_trace.custom import call, function_p
 from pjax_trace.registry import Case, register_rule
-from pjax_trace.rule import Flags, Params
+from pjax_trace.rule import Flags, Params, Rule
 from pjax_trace.rules.linear_maps import CumulativeSum, ScatterSum
 from pjax_trace.rules.maps import Map
 from pjax_trace.rules.sum_rule import SUM, Term
@@ -135,16 +135,26 @@ def _scatter(
     return add(x, _sum(map_, updates, indices, name="scatter_add"))
 
 
-def _positional_sum(params: Params, _: Sequence[Any], variable: Flags) -> Outcome:
-    """Psum over axes of the array, which is how ``vmap`` leaves it."""
-    named = any(isinstance(axis, str) for axis in params["axes"])
-    if named or params.get("axis_index_groups") is not None:
-        return Refuse(
-            "a sum over the named axis of a mesh joins equations of several devices; write the "
-            "sum inside jax.vmap(axis_name=…), or reduce over an array axis"
-        )
-    axes = tuple(map(int, params["axes"]))
-    return Rewrite(lambda *xs: [jnp.sum(x, axes) for x in xs])
+def over_mapped_axes(reduce: Callable[..., Array], name: str, of: Rule) -> Translation:
+    """Reductions over axes of a ``jax.vmap``, which leaves them as axes of the array.
+
+    Args:
+        reduce: ``reduce(x, axes)``, the same over axes of an array.
+        name: of what it makes, for the refusal over the axes of a mesh.
+        of: the rule of the same over axes of an array.
+    """
+
+    def outcome(params: Params, _: Sequence[Any], variable: Flags) -> Outcome:
+        named = any(isinstance(axis, str) for axis in params["axes"])
+        if named or params.get("axis_index_groups") is not None:
+            return Refuse(
+                f"a {name} over the named axis of a mesh joins equations of several devices; write "
+                f"the {name} inside jax.vmap(axis_name=…), or reduce over an array axis"
+            )
+        axes = tuple(map(int, params["axes"]))
+        return Rewrite(lambda *xs: [reduce(x, axes) for x in xs])
+
+    return Translation(outcome, of=of)
 
 
 def _product(params: Params, x: Array) -> Array:
@@ -221,7 +231,7 @@ register_rule(
 )
 register_rule(
     lax.psum_p,
-    Translation(_positional_sum, of=SUM),
+    over_mapped_axes(jnp.sum, "sum", SUM),
     cases=(
         Case(lambda x: jax.vmap(lambda r: lax.psum(r, "i"), axis_name="i")(x), ((3, 2),)),
         Case(lambda x: jax.vmap(lambda r: r - lax.pmean(r, "i"), axis_name="i")(x), ((3,),)),

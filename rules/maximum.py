@@ -28,6 +28,7 @@ from pjax_trace.rule import (
     projection_of,
 )
 from pjax_trace.rules.closed_forms import nearest_relu
+from pjax_trace.rules.linear import over_mapped_axes
 from pjax_trace.translation import Outcome, Project, Rewrite, Translation, rewriting
 
 __all__ = [
@@ -265,11 +266,6 @@ def _reduce_max(params: Params, operands: Sequence[Any], _: Sequence[bool]) -> O
     return Project(REDUCE_MAX, params)
 
 
-def _mapped_max(params: Params, _: Any) -> Callable[..., Any]:
-    """The maximum over the axes of a vmap, which are numbers by now (pmax)."""
-    return lambda *xs: [jnp.max(x, _axes(params)) for x in xs]
-
-
 register_rule(
     lax.max_p,
     Translation(_max, of=MAXIMUM),
@@ -299,13 +295,13 @@ register_rule(
 )
 register_rule(
     lax.pmax_p,
-    rewriting(_mapped_max, "extremum", "exact, closed form"),
+    over_mapped_axes(jnp.max, "maximum", REDUCE_MAX),
     cases=[Case(lambda x: jax.vmap(lambda r: lax.pmax(r, "i"), axis_name="i")(x), ((4, 2),))],
     note="over the axis of a vmap",
 )
 register_rule(
     lax.pmin_p,
-    negated(lax.pmax_p),
+    over_mapped_axes(jnp.min, "minimum", REDUCE_MAX),
     cases=[Case(lambda x: jax.vmap(lambda r: lax.pmin(r, "i"), axis_name="i")(x), ((4, 2),))],
     note="over the axis of a vmap",
 )

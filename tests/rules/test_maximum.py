@@ -11,7 +11,7 @@ from pjax_trace import _compat
 from pjax_trace.registry import entries, translate
 from pjax_trace.rule import Weights
 from pjax_trace.rules.maximum import REDUCE_MAX, nearest_clamped, nearest_maximum
-from pjax_trace.translation import Project, Rewrite
+from pjax_trace.translation import Project, Refuse, Rewrite
 from tests.rules.rows import EPS, ROWS, check, decades, double, least_of_rows, rows_of, single
 
 
@@ -300,3 +300,25 @@ def test_every_primitive_has_cases():
     for name in "max min clamp reduce_max reduce_min pmax pmin".split():
         entry = registered[getattr(lax, f"{name}_p")]
         assert entry.cases and entry.translation.family == "extremum"
+
+
+@pytest.mark.parametrize("primitive", [lax.psum_p, lax.pmax_p, lax.pmin_p])
+def test_reductions_over_a_mesh_are_refused(primitive):
+    x = jax.ShapeDtypeStruct((3,), jnp.float32)
+    outcome = translate(primitive, {"axes": ("i",), "axis_index_groups": None}, (x,), (True,))
+    assert isinstance(outcome, Refuse) and "named axis of a mesh" in outcome.reason
+
+
+@pytest.mark.parametrize("reduce", [lax.psum, lax.pmax, lax.pmin])
+def test_several_arrays_are_reduced_over_a_mapped_axis_at_once(reduce):
+    x = jax.random.normal(jax.random.key(0), (4, 3))
+
+    def fit(w):
+        def row(r):
+            one, other = reduce((r * w, r + w), "i")
+            return one - other
+
+        return pjax.losses.squared_error(jax.vmap(row, axis_name="i")(x), jnp.zeros((4, 3)))
+
+    w, info = pjax.project(fit)(jnp.full(3, 2.0))
+    assert bool(info.finite) and not np.allclose(w, 2.0)
