@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from pjax_trace import _compat
 from pjax_trace.linear import Implicit, Matrix
 
 __all__ = ["Ridge", "solve_ridge"]
@@ -82,7 +83,7 @@ def solve_ridge(
         needs.
     """
     dtype = target.dtype
-    wide = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32  # for LAPACK, and for sums
+    wide = _compat.promoted(dtype, jnp.float32)  # for LAPACK, and for sums
     matrices, target = jax.tree.map(lambda x: x.astype(wide), (list(matrices), target))
     parts = [m if isinstance(m, Implicit) else _Made(m) for m in matrices]
     sizes = [m.shape[1] for m in parts]
