@@ -188,7 +188,7 @@ def new_primitive(
     name: str,
     *,
     implementation: Callable[..., list[Any]],
-    batch: Callable[..., tuple[list[Any], list[int]]],
+    batch: Callable[..., tuple[Sequence[Any], dict[str, Any]]],
 ) -> Primitive:
     """A primitive that is an ordinary JAX function to all of JAX, and visible in the jaxpr.
 
@@ -196,7 +196,8 @@ def new_primitive(
         name: the primitive's name.
         implementation: ``(*operands, **params) -> list of outputs``, written in JAX. Evaluation,
             shapes, lowering and derivatives all follow from it.
-        batch: ``(operands, dims, params) -> (outputs, output dims)``, binding the primitive anew.
+        batch: ``(operands, axes, params) -> (operands, params)``, those of the primitive that does
+            the same for a batch, whose outputs have it in front; an axis is None if there is none.
     """
     primitive = Primitive(name)
     primitive.multiple_results = True
@@ -204,22 +205,22 @@ def new_primitive(
 
     def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
         tangents = [ad.instantiate_zeros(t) for t in tangents]
-        return jax.jvp(
-            lambda *operands: implementation(*operands, **params), list(primals), tangents
-        )
+        return jax.jvp(functools.partial(implementation, **params), list(primals), tangents)
 
     def abstract(*avals: Any, **params: Any) -> Any:
-        def function(*operands: Any) -> list[Any]:
-            return implementation(*operands, **params)
+        shapes = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals)
+        outputs = jax.eval_shape(functools.partial(implementation, **params), *shapes)
+        return [ShapedArray(s.shape, s.dtype) for s in outputs]
 
-        shapes = jax.eval_shape(function, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
-        return [ShapedArray(s.shape, s.dtype) for s in shapes]
+    def batcher(operands: Any, dims: Any, **params: Any) -> tuple[list[Any], list[int]]:
+        axes = tuple(d if isinstance(d, int) else None for d in dims)
+        operands, params = batch(operands, axes, params)
+        outs = primitive.bind(*operands, **params)
+        return outs, [0] * len(outs)
 
-    primitive.def_impl(lambda *operands, **params: implementation(*operands, **params))
+    primitive.def_impl(implementation)
     primitive.def_abstract_eval(abstract)
     ad.primitive_jvps[primitive] = jvp
-    batching.primitive_batchers[primitive] = lambda operands, dims, **params: batch(
-        operands, dims, params
-    )
+    batching.primitive_batchers[primitive] = batcher
     mlir.register_lowering(primitive, mlir.lower_fun(implementation, multiple_results=True))
     return primitive

@@ -16,29 +16,17 @@ from pjax_trace.sets import Set
 __all__ = ["constrain"]
 
 
-class _Static:
-    """The parts of a set that are no arrays, compared by value."""
-
-    def __init__(self, static: Any):
-        leaves, self._structure = jax.tree.flatten(static)
-        self._leaves = tuple(leaves)
-        self.tree = static
-
-    def __hash__(self) -> int:
-        return hash((self._structure, self._leaves))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and (
-            (self._structure, self._leaves) == (other._structure, other._leaves)
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class SetRule(Rule):
-    """The projection onto a set; the operands after the first are the arrays of the set."""
+    """The projection onto a set; the operands after the first are the arrays of the set.
+
+    Args:
+        structure: of the set, as a pytree.
+        static: its leaves that are no arrays; None for those that are.
+    """
 
     structure: Any
-    static: _Static
+    static: tuple[Any, ...]
 
     family = "set"
     movable = 1  # the set itself is data
@@ -46,7 +34,7 @@ class SetRule(Rule):
     @property
     def convex(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the set is known to be convex."""
-        return self.static.tree.convex
+        return jax.tree.unflatten(self.structure, self.static).convex
 
     def apply(self, params: Params, *operands: Array) -> Array:
         """The identity."""
@@ -55,8 +43,9 @@ class SetRule(Rule):
     def project(self, params: Params, operands: Arrays, out: Any, weights: Weights) -> Projection:
         """The nearest point of the set; one weight does not change which that is."""
         x, *leaves = operands
-        dynamic = jax.tree.unflatten(self.structure, leaves)
-        moved = eqx.combine(dynamic, self.static.tree).project(x)
+        arrays = iter(leaves)
+        own = (next(arrays) if leaf is None else leaf for leaf in self.static)
+        moved = jax.tree.unflatten(self.structure, own).project(x)
         weight = weights.operands[0]
         moments = (Moment(weight * moved, weight), *(None,) * len(leaves))
         return Projection(moments, None, squared_distance(weight, moved, x))
@@ -100,8 +89,7 @@ def constrain(x: Float[Array, "..."], set: Set) -> Float[Array, "..."]:  # noqa:
         set.fits(x.shape, x.dtype)
     except ValueError as error:
         raise InputError(f"constrain: {type(set).__name__} does not fit: {error}") from error
-    dynamic, static = eqx.partition(set, eqx.is_array_like)
-    leaves, structure = jax.tree.flatten(dynamic)
-    rule = SetRule(structure, _Static(static))
-    arrays = [jnp.asarray(leaf, x.dtype) for leaf in leaves]
-    return call(constrain_p, rule, x, *arrays, name=type(set).__name__)
+    leaves, structure = jax.tree.flatten(set)
+    arrays = [jnp.asarray(leaf, x.dtype) for leaf in leaves if eqx.is_array_like(leaf)]
+    static = tuple(None if eqx.is_array_like(leaf) else leaf for leaf in leaves)
+    return call(constrain_p, SetRule(structure, static), x, *arrays, name=type(set).__name__)

@@ -7,6 +7,7 @@ batches and compiles); in a traced program it is one equation with a rule of its
 import dataclasses
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -115,30 +116,6 @@ class BatchedRule(Rule):
 
     wrapper = "vmap"
 
-    @property
-    def family(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.family
-
-    @property
-    def granularity(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.granularity
-
-    @property
-    def exactness(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.exactness
-
-    @property
-    def movable(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.movable
-
-    @property
-    def kinked(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.kinked
-
-    @property
-    def convex(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.convex
-
     def _axes(self, operands: Sequence[Any]) -> tuple[int | None, ...]:
         # An output constraint gets one operand more than the call has: the scale of its loss.
         return self.axes + (0,) * (len(operands) - len(self.axes))
@@ -160,32 +137,25 @@ class BatchedRule(Rule):
 
         batched = jax.vmap(one, (axes, 0, 0))
         moments, moved, distance = batched(tuple(operands), out, weights.out)
-        totals = [
-            moment
-            and jax.tree.map(lambda m, a=axis: _unbatch(m, a), moment, is_leaf=lambda m: m is None)
-            for moment, axis in zip(moments, axes, strict=True)
-        ]
-        return Projection(tuple(totals), moved, jnp.sum(distance))
+        return Projection(_together(moments, axes), moved, jnp.sum(distance))
 
     def linear(self, params: Params, operands: Arrays, position: int) -> Jacobian:
         """That of the inner rule, batched; what is asked of a shared operand adds up."""
         axes = self._axes(operands)
         unit = tuple(1.0 if i == position else None for i in range(len(operands)))
 
-        def transpose(residual: Array) -> Array:
-            def one(operands: Arrays, residual: Array) -> Array:
-                return self.inner.linear(params, operands, position).transpose(residual)
+        def batched(ask: Callable[..., Array], *asked: Array) -> Array:
+            def one(operands: Arrays, *asked: Array) -> Array:
+                return ask(self.inner.linear(params, operands, position), *asked)
 
-            answer = jax.vmap(one, (axes, 0))(tuple(operands), residual)
-            return _unbatch(answer, axes[position])
+            answer = jax.vmap(one, (axes, *(0 for _ in asked)))(tuple(operands), *asked)
+            return _together([answer], [axes[position]])[0]
 
-        def squares() -> Array:
-            def one(operands: Arrays) -> Array:
-                return self.inner.linear(params, operands, position).squares()
-
-            return _unbatch(jax.vmap(one, (axes,))(tuple(operands)), axes[position])
-
-        return Jacobian(transpose, squares, self.masses(params, unit)[position])
+        return Jacobian(
+            lambda residual: batched(lambda own, r: own.transpose(r), residual),
+            lambda: batched(lambda own: own.squares()),
+            self.masses(params, unit)[position],
+        )
 
     def target(self, params: Params, operands: Arrays, request: Request) -> tuple[Any, ...] | None:
         """What the inner rule asks for, batched; what is asked of shared operands adds up."""
@@ -196,12 +166,7 @@ class BatchedRule(Rule):
             return self.inner.target(params, operands, asked)
 
         answers = jax.vmap(one, (axes, 0, 0))(tuple(operands), request.out, request.residual)
-        if answers is None:
-            return None
-        return tuple(
-            None if answer is None else _unbatch(answer, axis)
-            for answer, axis in zip(answers, axes, strict=True)
-        )
+        return None if answers is None else _together(answers, axes)
 
     def masses(self, params: Params, weights: tuple[Any, ...]) -> tuple[Any, ...]:
         """Those of the inner rule, once for every element of the batch."""
@@ -223,47 +188,39 @@ class BatchedRule(Rule):
             for shape, axis in zip(shapes, axes, strict=True)
         ]
         rule, params, views = self.inner.expand(params, rows, variable)
-        spread: list[Callable[[Array], Array] | None] = []
-        for view, axis, share in zip(views, axes, shared, strict=True):
-            if share:
-                spread.append(functools.partial(self._spread, view))
-            else:
-                spread.append(view and jax.vmap(view, axis, axis))
+        spread = tuple(
+            functools.partial(self._spread, view) if share else view and jax.vmap(view, axis, axis)
+            for view, axis, share in zip(views, axes, shared, strict=True)
+        )
         expanded = tuple(0 if share else axis for share, axis in zip(shared, axes, strict=True))
-        return Expansion(BatchedRule(rule, expanded, self.size), params, tuple(spread))
+        return Expansion(BatchedRule(rule, expanded, self.size), params, spread)
 
     def _spread(self, view: Callable[[Array], Array] | None, x: Array) -> Array:
         row = view(x) if view else x
         return jnp.broadcast_to(row[None], (self.size, *row.shape))
 
 
-def _unbatch(moment: Array, axis: int | None) -> Array:
-    return jnp.sum(moment, 0) if axis is None else jnp.moveaxis(moment, 0, axis)
+for _name in ("family", "granularity", "exactness", "movable", "kinked", "convex"):
+    setattr(BatchedRule, _name, property(operator.attrgetter(f"inner.{_name}")))
+
+
+def _together(answers: Sequence[Any], axes: Sequence[int | None]) -> tuple[Any, ...]:
+    """What is said of operands, batch first, as said of all of it: of shared ones summed."""
+    return tuple(
+        jax.tree.map(lambda x, a=axis: jnp.sum(x, 0) if a is None else jnp.moveaxis(x, 0, a), said)
+        for said, axis in zip(answers, axes, strict=True)
+    )
 
 
 def _implementation(*operands: Array, rule: Rule, params: Any, **_: Any) -> list[Array]:
     return [rule.apply(dict(params), *operands)]
 
 
-def _batcher(primitive_name: str) -> Callable[..., tuple[list[Any], list[int]]]:
-    def batch(operands: Any, dims: Any, params: Params) -> tuple[list[Any], list[int]]:
-        axes = tuple(None if d is None or not isinstance(d, int) else d for d in dims)
-        size = next(x.shape[a] for x, a in zip(operands, axes, strict=True) if a is not None)
-        rule = BatchedRule(params["rule"], axes, size)
-        outs = _PRIMITIVES[primitive_name].bind(*operands, **{**params, "rule": rule})
-        return outs, [0]
-
-    return batch
-
-
-def _new(name: str) -> Any:
-    return _compat.new_primitive(name, implementation=_implementation, batch=_batcher(name))
-
-
-_PRIMITIVES = {name: _new(name) for name in ("custom_projection", "loss", "constrain")}
-function_p = _PRIMITIVES["custom_projection"]
-loss_p = _PRIMITIVES["loss"]
-constrain_p = _PRIMITIVES["constrain"]
+def _batched(
+    operands: Sequence[Any], axes: tuple[int | None, ...], params: Params
+) -> tuple[Sequence[Any], Params]:
+    size = next(x.shape[a] for x, a in zip(operands, axes, strict=True) if a is not None)
+    return operands, {**params, "rule": BatchedRule(params["rule"], axes, size)}
 
 
 def _translate(params: Params, _: Sequence[Any], variable: Flags) -> Outcome:
@@ -273,8 +230,13 @@ def _translate(params: Params, _: Sequence[Any], variable: Flags) -> Outcome:
     return outcome
 
 
-for _primitive in _PRIMITIVES.values():
-    register_translation(_primitive, Translation(_translate))
+def _new(name: str) -> Any:
+    primitive = _compat.new_primitive(name, implementation=_implementation, batch=_batched)
+    register_translation(primitive, Translation(_translate))
+    return primitive
+
+
+function_p, loss_p, constrain_p = map(_new, ("custom_projection", "loss", "constrain"))
 
 
 def call(primitive: Any, rule: Rule, *operands: Array, name: str, params: Any = ()) -> Array:

@@ -27,16 +27,15 @@ def _quantized(x: Array, unit: Array, *, levels: int) -> list[Array]:
 
 
 def _batch(
-    operands: Sequence[Any], dims: Sequence[Any], params: dict[str, Any]
-) -> tuple[list[Any], list[int]]:
+    operands: Sequence[Any], axes: Sequence[int | None], params: dict[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
     """Elementwise in the batch, too: operands keep one rank, and the output has the shape of x."""
-    sizes = [x.shape[d] for x, d in zip(operands, dims, strict=True) if isinstance(d, int)]
     x, unit = (
-        jnp.moveaxis(a, d, 0) if isinstance(d, int) else jnp.expand_dims(a, 0)
-        for a, d in zip(operands, dims, strict=True)
+        jnp.expand_dims(a, 0) if axis is None else jnp.moveaxis(a, axis, 0)
+        for a, axis in zip(operands, axes, strict=True)
     )
-    x = jnp.broadcast_to(x, (sizes[0], *x.shape[1:]))
-    return quantize_p.bind(x, unit, **params), [0]
+    size = np.broadcast_shapes(x.shape[:1], unit.shape[:1])
+    return [jnp.broadcast_to(x, (*size, *x.shape[1:])), unit], params
 
 
 quantize_p = _compat.new_primitive("quantize", implementation=_quantized, batch=_batch)

@@ -10,10 +10,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
+from pjax_trace import _compat
 from pjax_trace.errors import InputError
 
 __all__ = ["Ball", "Box", "Equal", "NonNegative", "Set"]
@@ -192,11 +192,7 @@ def _broadcast(name: str, leaf: ArrayLike, x: Array, shape: tuple[int, ...]) -> 
 
 def _concrete(*leaves: ArrayLike) -> bool:
     """Whether values can be looked at: tracers, and the stand-ins of tree_map, have none."""
-    return all(
-        isinstance(leaf, np.ndarray | np.generic | float | int | jax.Array)
-        and not isinstance(leaf, Tracer)
-        for leaf in leaves
-    )
+    return all(eqx.is_array_like(leaf) and _compat.is_known(leaf) for leaf in leaves)
 
 
 def _no_nan(owner: Set, **leaves: ArrayLike) -> None:
