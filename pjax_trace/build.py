@@ -179,8 +179,7 @@ class _Builder:
         """
         if equation.primitive is jax.lax.stop_gradient_p:
             return False
-        losses = [v for v in equation.inputs if v in self.after]
-        losses = list(dict.fromkeys(losses))
+        losses = list(dict.fromkeys(v for v in equation.inputs if v in self.after))
 
         def function(*values: jax.Array) -> list[jax.Array]:
             own = dict(zip(losses, values, strict=True))

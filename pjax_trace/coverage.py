@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pjax_trace.registry import Entry, FunctionEntry, entries, function_entries
+from pjax_trace.registry import FunctionEntry, entries, function_entries
+from pjax_trace.rule import Rule
+from pjax_trace.translation import Translation
 
 __all__ = ["Line", "read", "rows", "table", "update"]
 
@@ -30,23 +32,14 @@ class Line(NamedTuple):
 
 def rows() -> list[Line]:
     """All primitives that this JAX has and the registry knows, then functions, each by name."""
-    primitives = [_primitive(p.name, entry) for p, entry in entries().items()]
+    primitives = [_line(p.name, e.translation, e.since, e.note) for p, e in entries().items()]
     functions = dict.fromkeys(_function(entry) for entry in function_entries())
     return [*sorted(primitives), *sorted(functions)]
 
 
-def _primitive(name: str, entry: Entry) -> Line:
-    becomes = entry.translation
-    notes = (becomes.reason, entry.note)
-    note = "; ".join(filter(None, notes))
-    return Line(
-        f"`{name}`",
-        becomes.family,
-        becomes.granularity,
-        becomes.exactness,
-        entry.since,
-        note,
-    )
+def _line(name: str, of: Translation | Rule, since: str, note: str) -> Line:
+    note = "; ".join(filter(None, (getattr(of, "reason", ""), note)))
+    return Line(f"`{name}`", of.family, of.granularity, of.exactness, since, note)
 
 
 def _function(entry: FunctionEntry) -> Line:
@@ -54,8 +47,7 @@ def _function(entry: FunctionEntry) -> Line:
     module = getattr(entry.function, "__module__", "")
     if module.startswith("jax"):
         name = f"jax.nn.{name}"
-    rule = entry.rule
-    return Line(f"`{name}`", rule.family, rule.granularity, rule.exactness, "0.10", entry.note)
+    return _line(name, entry.rule, "0.10", entry.note)
 
 
 def table() -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from pjax_trace.block import hand_over
 from pjax_trace.build import OUTPUTS, build_graph
-from pjax_trace.custom import BatchedRule, loss_p
+from pjax_trace.custom import BatchedRule
 from pjax_trace.errors import TraceError
 from pjax_trace.explanation import Explanation, Row, total
 from pjax_trace.granularity import BlockRule, Granularity, coarsen
@@ -87,7 +87,6 @@ def explanation(
             names=names,
             source=name,
             roots=roots,
-            objectives=(loss_p,),
             lift=not sweep,
         )
 

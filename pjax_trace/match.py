@@ -172,12 +172,7 @@ class _Matcher:
         made, e = pattern.producers.get(wanted), self.producers.get(value)
         if made is None or e is None or made.outputs.index(wanted) != e.outputs.index(value):
             return False
-        return (
-            made.primitive is e.primitive
-            and _same_params(made.params, e.params)
-            and len(made.inputs) == len(e.inputs)
-            and all(map(functools.partial(self._same_data, pattern), made.inputs, e.inputs))
-        )
+        return self._alike(pattern, made, e, {})
 
 
 def _spread(producers: Mapping[Value, Equation], value: Value) -> Value:

@@ -12,7 +12,6 @@ from jaxtyping import Array, PyTree
 from pjax_trace import _compat
 from pjax_trace.acceleration import Averaging
 from pjax_trace.build import OUTPUTS, build_graph
-from pjax_trace.custom import loss_p
 from pjax_trace.errors import InputError, NonFiniteError, TraceError
 from pjax_trace.explain import explanation
 from pjax_trace.granularity import coarsen
@@ -289,7 +288,6 @@ class Projected:
             names=(*signature.parameter_names, *signature.data_names),
             source=getattr(self._fn, "__name__", "the function"),
             roots=OUTPUTS,
-            objectives=(loss_p,),
             lift=self._plan.solver.lifts,
         )
         graph = build_graph(program, coloured=self._schedule in ("parallel", "cyclic"))

@@ -4,6 +4,7 @@ Rule packs fill them as they are imported; they are found through the entry-poin
 ``pjax_trace.rules``.
 """
 
+import dataclasses
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -207,23 +208,19 @@ def paired(primitive: Any) -> Callable[..., Any] | None:
     return _PAIRED.get(primitive)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class FunctionEntry:
     """What the registry knows of a claimed function; see `register_function`."""
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        rule: Rule,
-        variants: Callable[[tuple[int, ...]], Sequence[dict[str, Any]]],
-        cases: tuple[Case, ...],
-        note: str,
-    ):
-        self.function, self.rule, self.cases, self.note = function, rule, cases, note
-        self._variants = variants
+    function: Callable[..., Any]
+    rule: Rule
+    variants: Callable[[tuple[int, ...]], Sequence[dict[str, Any]]]
+    cases: tuple[Case, ...]
+    note: str
 
     def variants_of(self, shape: tuple[int, ...]) -> list[tuple[tuple[str, Any], ...]]:
         """The keyword arguments to look for, for an argument of this shape; hashable."""
-        return [tuple(sorted(variant.items())) for variant in self._variants(shape)]
+        return [tuple(sorted(variant.items())) for variant in self.variants(shape)]
 
 
 _FUNCTIONS: list[FunctionEntry] = []

@@ -1,6 +1,7 @@
 """Is a rule a projection? For authors of rules, and for this library's own tests."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -92,7 +93,8 @@ def check_rule(
     again, _ = project(moved, moved_out, batch.weights)
     values = jax.vmap(fn)(*moved)
     least, nearest = brute_force(fn, batch.operands, batch.out, batch.weights, (moved,), seed=seed)
-    own = _distances(fn, batch, moved)
+    with _compat.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        own = np.asarray(jax.vmap(functools.partial(_distance, fn))(*_exact((*batch, moved))))
     unit = np.maximum(_largest(*batch.operands, batch.out), 1e-30)
     # Squared distances below this are rounding error of the point itself.
     floor = _largest(*batch.weights[0], batch.weights[1]) * (1e-4 * unit) ** 2
@@ -124,8 +126,7 @@ def check_rule(
     if lines:
         name = getattr(fn, "__name__", repr(fn))
         raise AssertionError("\n".join([f"the rule of {name} is no projection:", *lines]))
-    worst = {name: float(np.max(m, initial=0.0)) for name, m in measures.items()}
-    return Report(samples, worst["infeasibility"], worst["excess"], worst["drift"])
+    return Report(samples, **{name: float(np.max(m, initial=0)) for name, m in measures.items()})
 
 
 class _Samples(NamedTuple):
@@ -190,9 +191,7 @@ def brute_force(
 
     def search(point: Any, target: Array, metric: Any, begin: Any, key: Array) -> Any:
         def distance(xs: Any) -> Array:
-            total = jnp.sum(metric[1] * jnp.square(fn(*xs) - target))
-            for x, start, weight in zip(xs, point, metric[0], strict=True):
-                total = total + weight * jnp.sum(jnp.square(x - start))
+            total = _distance(fn, point, target, metric, xs)
             return jnp.where(jnp.isnan(total), jnp.inf, total)
 
         size = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=1.0) for x in (*point, target)]))
@@ -221,9 +220,8 @@ def brute_force(
         return jax.lax.fori_loop(0, rounds, shrink, (list(begin), distance(begin)))
 
     with _compat.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        point, target, metric, starts = jax.tree.map(
-            lambda x: jnp.asarray(np.asarray(x, np.float64)),
-            (tuple(operands), out, (tuple(weights[0]), weights[1]), [tuple(s) for s in starts]),
+        point, target, metric, starts = _exact(
+            (tuple(operands), out, (tuple(weights[0]), weights[1]), [tuple(s) for s in starts])
         )
         random = np.random.default_rng(seed)
         size = np.maximum(_largest(*point, target), 1.0)
@@ -246,23 +244,21 @@ def brute_force(
     return least, nearest
 
 
-def _distances(fn: Any, batch: _Samples, moved: Any) -> np.ndarray:
-    """The squared distances of points of the graph, in float64."""
-    with _compat.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        exact = [jnp.asarray(np.asarray(x, np.float64)) for x in moved]
-        values = np.asarray(jax.vmap(fn)(*exact))
-    total = _rows(np.asarray(batch.weights[1], float) * _minus(values, batch.out) ** 2)
-    for x, start, weight in zip(moved, batch.operands, batch.weights[0], strict=True):
-        total = total + np.asarray(weight, float) * _rows(_minus(x, start) ** 2)
+def _distance(fn: Any, point: Any, target: Array, metric: Any, xs: Any) -> Array:
+    """The squared distance of a point from that of the graph with the operands ``xs``."""
+    total = jnp.sum(metric[1] * jnp.square(fn(*xs) - target))
+    for x, start, weight in zip(xs, point, metric[0], strict=True):
+        total = total + weight * jnp.sum(jnp.square(x - start))
     return total
+
+
+def _exact(arrays: Any) -> Any:
+    """The same arrays in float64."""
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), arrays)
 
 
 def _minus(x: Any, y: Any) -> np.ndarray:
     return np.asarray(x, np.float64) - np.asarray(y, np.float64)
-
-
-def _rows(x: np.ndarray) -> np.ndarray:
-    return x.reshape(len(x), -1).sum(1)
 
 
 def _scaled(sizes: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -87,14 +87,7 @@ class _Interpreter:
             closed = jax.make_jaxpr(function)(
                 *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values)
             )
-            return self.walk(
-                closed.jaxpr,
-                closed.consts,
-                values,
-                scope=scope,
-                source=source,
-                rewritten=rewritten or not own,
-            )
+            return walk_jaxpr(closed.jaxpr, closed.consts, values, rewritten=rewritten or not own)
 
         kind = _compat.loop_kind(eqn.primitive)
         relaxed = [v.dtype != a.aval.dtype for v, a in zip(operands, eqn.invars, strict=True)]
@@ -182,7 +175,6 @@ def trace_program(
     names: Sequence[str],
     source: str = "",
     roots: Collection[Any] | None = (),
-    objectives: Collection[Any] = (),
     claim: bool = True,
     lift: bool = True,
 ) -> Program:
@@ -194,10 +186,9 @@ def trace_program(
         data: the same for the data.
         names: what to call the inputs, parameters first.
         source: what to say of equations that are not on a line of the user's.
-        roots: the primitives of output constraints. What none of them needs is dead code. Without
-            roots, everything that the function returns is kept; None keeps all there is.
-        objectives: those of the roots whose outputs are losses; what the function makes of a loss
-            on the way to its own outputs is kept too.
+        roots: the primitives of output constraints. What none of them needs is dead code, but for
+            what the function makes of a loss on the way to its own outputs. Without roots,
+            everything that the function returns is kept; None keeps all there is.
         claim: whether rules may claim whole functions.
         lift: whether scans are lifted over time, or each is kept as one operation.
 
@@ -233,7 +224,7 @@ def trace_program(
         tuple(inputs[: len(parameters)]),
         tuple(inputs[len(parameters) :]),
         recorder.constants,
-        tuple(recorder.equations) if roots is None else _live(recorder, outputs, roots, objectives),
+        tuple(recorder.equations) if roots is None else _live(recorder, outputs, roots),
         tuple(outputs),
         recorder.feedback,
     )
@@ -259,10 +250,7 @@ def _trace_body(
 
 
 def _live(
-    recorder: Recorder,
-    outputs: Sequence[Value],
-    roots: Collection[Any],
-    objectives: Collection[Any],
+    recorder: Recorder, outputs: Sequence[Value], roots: Collection[Any]
 ) -> tuple[Equation, ...]:
     """Dead-code elimination.
 
@@ -271,7 +259,7 @@ def _live(
     """
     losses: set[Value] = set()
     for equation in recorder.equations:
-        if equation.primitive in objectives or not losses.isdisjoint(equation.inputs):
+        if equation.primitive is loss_p or not losses.isdisjoint(equation.inputs):
             losses.update(equation.outputs)
     roots_of = {e for e in recorder.equations if e.primitive in roots}
     needed = {value for value in outputs if value in losses or not roots}

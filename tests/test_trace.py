@@ -13,7 +13,6 @@ import pytest
 import pjax_trace as pjax
 from pjax_trace import _compat
 from pjax_trace.build import OUTPUTS
-from pjax_trace.custom import loss_p
 from pjax_trace.trace import trace_program
 from tests.models import LABELS, MODELS
 from tests.problems import problem_of
@@ -22,7 +21,7 @@ HERE = Path(__file__).name
 CONSTANT = np.asarray([1.0, 2.0, 3.0], np.float32)
 
 
-def trace(function, parameters, data=(), *, roots=(), objectives=()):
+def trace(function, parameters, data=(), *, roots=()):
     """A program of lists of parameters and data, and the names of its primitives."""
     names = [f"p{i}" for i in range(len(parameters))] + [f"d{i}" for i in range(len(data))]
     program = trace_program(
@@ -31,7 +30,6 @@ def trace(function, parameters, data=(), *, roots=(), objectives=()):
         list(data),
         names=names,
         roots=roots,
-        objectives=objectives,
     )
     return program, [e.primitive.name for e in program.equations]
 
@@ -351,14 +349,12 @@ def test_python_branches_are_refused():
         ).trace(X)
 
 
-def test_roots_and_objectives():
+def test_roots():
     def function(x, d):
         loss = pjax.losses.squared_error(x[None], d[None])
         return jnp.sin(x), 3.0 * loss
 
     _, names = trace(function, (X,), (Y,), roots=OUTPUTS)
-    assert "sin" not in names and "mul" not in names
-    _, names = trace(function, (X,), (Y,), roots=OUTPUTS, objectives=(loss_p,))
     assert "sin" not in names and "mul" in names
 
 
