@@ -5,6 +5,7 @@ Calls of losses and sets are output constraints, and what the function makes of 
 way out scales them. What has no rule is collected, and reported all at once.
 """
 
+import collections
 import dataclasses
 from collections.abc import Iterable, Sequence
 
@@ -24,7 +25,6 @@ from pjax_trace.graph import (
     Loss,
     Membership,
     Objective,
-    Operand,
 )
 from pjax_trace.program import Equation, Program, Value, needed_equations
 from pjax_trace.rewrite import absorb_producers
@@ -78,7 +78,7 @@ class _Builder:
         self.losses: dict[Value, Value] = {}  # a loss's value → its scale
         self.after: set[Value] = set()  # values made of losses
         self.linear: list[Equation] = []
-        self.names: dict[str, int] = {}
+        self.names = collections.Counter[str]()
         self.missing: list[tuple[Equation, str]] = []
         self.problems: list[str] = []
         self.live = _live(program)
@@ -213,10 +213,10 @@ class _Builder:
         result: Value | None = None,
     ) -> None:
         """Add a constraint."""
-        number = self.names.get(name, 0)
-        self.names[name] = number + 1
+        number = self.names[name]
+        self.names[name] += 1
         name = f"{name}_{number}" if number else name
-        operands = (*(self.operand(v) for v in equation.inputs), *extra)
+        operands = (*(self.views.get(v, v) for v in equation.inputs), *extra)
         out = None
         if kind is Constraint:
             value = equation.outputs[0] if result is None else result
@@ -225,9 +225,6 @@ class _Builder:
         rule, params = outcome.rule, outcome.params
         source, scope = equation.source, equation.scope
         self.constraints.append(kind(name, rule, params, operands, out, source, scope))
-
-    def operand(self, value: Value) -> Operand:
-        return self.views.get(value, value)
 
     def view(self, equation: Equation) -> None:
         read = [self.views[v] for v in equation.inputs if v in self.views]

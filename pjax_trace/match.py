@@ -136,13 +136,11 @@ class _Matcher:
         i, rest = self.equations.index(place), []
         if claimed.outputs != place.outputs:  # it was regrouped
             factor = self.producers[place.inputs[-1]].inputs[-1]
-            rest = [self._translated(place, (*claimed.outputs, factor))]
+            inputs = (*claimed.outputs, factor)
+            flags = tuple(v.variable for v in inputs)
+            outcome = translate(place.primitive, place.params, inputs, flags)
+            rest = [dataclasses.replace(place, inputs=inputs, outcome=outcome)]
         self.equations[i : i + 1] = [claimed, *rest]
-
-    def _translated(self, e: Equation, inputs: tuple[Value, ...]) -> Equation:
-        """An equation with other inputs."""
-        outcome = translate(e.primitive, e.params, inputs, tuple(v.variable for v in inputs))
-        return dataclasses.replace(e, inputs=inputs, outcome=outcome)
 
     def _alike(
         self, pattern: _Pattern, wanted: Equation, e: Equation, found: Mapping[Any, Any]

@@ -109,8 +109,7 @@ class _Narrowing:
         return out
 
     def _slice(self, value: Value, part: Range) -> Value:
-        function: Callable[..., Any] = lambda x: lax.slice_in_dim(  # noqa: E731
-            x, part.start, part.stop, axis=part.axis
-        )
-        closed = jax.make_jaxpr(function)(jax.ShapeDtypeStruct(value.shape, value.dtype))
+        shape = jax.ShapeDtypeStruct(value.shape, value.dtype)
+        cut = (part.start, part.stop, 1, part.axis)
+        closed = jax.make_jaxpr(lambda x: lax.slice_in_dim(x, *cut))(shape)
         return self.walk(closed.jaxpr, closed.consts, [value], rewritten=True)[0]
