@@ -49,10 +49,15 @@ class Constraint:
     scope: str = ""
     folded: tuple[str, ...] = ()
 
+    @functools.cached_property
+    def views(self) -> dict[int, View]:
+        """Its variable operands, by position."""
+        return {i: view for i, view in enumerate(self.operands) if isinstance(view, View)}
+
     @property
     def reads(self) -> tuple[tuple[int, View], ...]:
         """Its edges: positions and views of the variable operands."""
-        return tuple((i, view) for i, view in enumerate(self.operands) if isinstance(view, View))
+        return tuple(self.views.items())
 
     @property
     def variable(self) -> tuple[bool, ...]:

@@ -77,9 +77,7 @@ class Problem:
         """The same problem of another form of the graph."""
         other = Problem(graph, self.metric, self.env, self.inputs, self.product)
         other.weight_of = self.weight_of
-        other.factors = {
-            c: factor for c, factor in zip(graph.constraints, self.factors.values(), strict=True)
-        }
+        other.factors = dict(zip(graph.constraints, self.factors.values(), strict=True))
         return other
 
     @property
@@ -144,21 +142,19 @@ class Problem:
         Where nobody reads an element, any weight does: it keeps its value.
         """
         graph, known = self.graph, self.graph.program.known
-        masses: dict[Edge, Array] = {
-            (c, i): self.copy_masses[c][i] for c in graph.constraints for i, _ in c.reads
+        seen = {
+            (c, i): self._seen((c, i), self.copy_masses[c][i], self.offsets.get((c, i), 0.0))
+            for c in graph.constraints
+            for i in c.views
         }
         start = {}
         if self.product:
             start = {v: jnp.full(v.shape, weight, v.dtype) for v, weight in self.outs.items()}
-        totals = self._pulled(
-            {e: self._seen(e, mass, self.offsets.get(e, 0.0)) for e, mass in masses.items()}, start
-        )
+        totals = self._pulled(seen, start)
         settled: dict[Variable, tuple[Array, Array | None]] = {}
         for variable in graph.variables:
-            views = [c.operands[i] for c, i in graph.readers[variable]]
-            surely_read = any(
-                isinstance(v, View) and v.total and not _may_hide(v, known) for v in views
-            )
+            views = (c.views[i] for c, i in graph.readers[variable])
+            surely_read = any(v.total and not _may_hide(v, known) for v in views)
             surely_read |= self.product and variable in self.outs
             mass = totals.get(variable)
             if mass is None:
@@ -170,8 +166,7 @@ class Problem:
     def _seen(self, edge: Edge, mass: Any, offset: Any) -> Array:
         """The mass of a copy times the coefficients of its view; `_pulled` multiplies again."""
         c, i = edge
-        view = c.operands[i]
-        assert isinstance(view, View)
+        view = c.views[i]
         mass = jnp.broadcast_to(mass, view.shape).astype(view.dtype)
         # 0 where data hide what is read, as a mask of -1e9 does.
         return mass if view.identity else mass * view.slope(self.data, offset)
@@ -182,8 +177,7 @@ class Problem:
         """Sums over edges, brought back through their views to the variables."""
         totals = dict(start or {})
         for (c, i), array in arrays.items():
-            view = c.operands[i]
-            assert isinstance(view, View)
+            view = c.views[i]
             for base, total in zip(view.bases, view.pull(self.data, array), strict=True):
                 totals[base] = totals[base] + total if base in totals else total
         return totals
@@ -251,8 +245,7 @@ class Problem:
         """The weighted means of what these edges say; what they do not read keeps its value."""
         firsts, masses = {}, {}
         for (c, i), moment in moments.items():
-            view = c.operands[i]
-            assert isinstance(view, View)
+            view = c.views[i]
             offset = view.at_zero(self.data) if view.offset else 0.0
             firsts[c, i] = moment.first - moment.mass * offset
             masses[c, i] = self._seen((c, i), moment.mass, offset)

@@ -14,11 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from pjax_trace.graph import ConsensusGraph, Constraint
-from pjax_trace.problem import Problem, Values, added
-from pjax_trace.rule import Projection
+from pjax_trace.problem import Edge, Problem, Values, added
 from pjax_trace.view import Variable, View
 
-__all__ = ["Copies", "CopyFree", "ProductCopies", "Space", "expand_copies", "space_of"]
+__all__ = ["Copies", "CopyFree", "Space", "expand_copies", "space_of"]
 
 
 class Space(abc.ABC):
@@ -77,7 +76,7 @@ class CopyFree(Space):
         problem, variables = self.problem, self.problem.graph.variables
         values = dict(zip(variables, point, strict=True))
         moved = dict(values)
-        moments: dict[tuple[Constraint, int], Array] = {}
+        moments: dict[Edge, Array] = {}
         distances, outs = {}, {}
         for c in group:
             if isinstance(c, Variable):
@@ -97,87 +96,86 @@ class CopyFree(Space):
 
 
 class Copies(Space):
-    """One array per edge, spread over its scalar equations. Any group of nodes will do."""
+    """One array per edge, spread over its scalar equations. Any group of nodes will do.
+
+    In the product space, constraints have copies of what they produce, too. None of them is shared,
+    and where there is no group, all copies of a variable come to agree.
+    """
 
     def __init__(self, problem: Problem):
         super().__init__(problem.of(expand_copies(problem.graph)))
         self.original = problem
         constraints = self.problem.graph.constraints
         self.edges = [(c, position) for c in constraints for position, _ in c.reads]
+        self.produced = tuple(self.problem.outs) if problem.product else ()
 
     def expand(self, values: Values) -> Values:
+        """Every edge sees the value of its variables, and so does what produces them."""
         env = dict(zip(self.problem.graph.variables, values, strict=True))
-        return tuple(self.problem.look(c.operands[i], env) for c, i in self.edges)  # pyright: ignore
+        copies = {(c, i): self.problem.look(c.views[i], env) for c, i in self.edges}
+        return self._joined(copies, env)
 
     def collapse(self, point: Values) -> Values:
         """The weighted mean of all copies of every variable."""
-        means = self._means(dict(zip(self.edges, point, strict=True)), self.edges, {})
-        start = self.problem.start
+        copies, outs = self._split(point)
+        means, start = self._means(copies, self.edges, outs), self.problem.start
         return tuple(means.get(v, start[v]) for v in self.problem.graph.variables)
 
     def inner(self, x: Values, y: Values) -> Array:
-        masses = self.problem.copy_masses
-        return added(masses[c][i] * a * b for (c, i), a, b in zip(self.edges, x, y, strict=True))
+        masses = [self.problem.copy_masses[c][i] for c, i in self.edges]
+        masses += [self.problem.outs[v] for v in self.produced]
+        return added(mass * a * b for mass, a, b in zip(masses, x, y, strict=True))
+
+    def _split(self, point: Values) -> tuple[dict[Edge, Array], dict[Variable, Array]]:
+        """The copies of edges, and those of outputs."""
+        count = len(self.edges)
+        copies = dict(zip(self.edges, point[:count], strict=True))
+        return copies, dict(zip(self.produced, point[count:], strict=True))
+
+    def _joined(self, copies: Mapping[Edge, Array], outs: Mapping[Variable, Array]) -> Values:
+        return (*(copies[edge] for edge in self.edges), *(outs[v] for v in self.produced))
 
     def _means(
         self,
-        copies: Mapping[tuple[Constraint, int], Array],
-        edges: Sequence[Any],
+        copies: Mapping[Edge, Array],
+        edges: Sequence[Edge],
         outs: Mapping[Variable, Array],
     ) -> dict[Variable, Array]:
         problem = self.problem
-        moments = {}
-        for c, i in edges:
-            copy, offset = copies[c, i], problem.offsets.get((c, i))
-            mass = problem.copy_masses[c][i]
-            moments[c, i] = mass * (copy if offset is None else copy - offset)
+        moments = {
+            (c, i): problem.copy_masses[c][i] * (copies[c, i] - problem.offsets.get((c, i), 0.0))
+            for c, i in edges
+        }
         return problem.gather(moments, problem.start, outs)
 
     def project(self, point: Values, group: Sequence[Any]) -> tuple[Values, Array]:
         """Each node of the group projects the copies on the edges that it reads and produces."""
-        copies = dict(zip(self.edges, point, strict=True))
-        moved = dict(copies)
-        produced = {node if isinstance(node, Variable) else node.out for node in group} - {None}
-        outgoing = [
-            (c, i)
-            for c, i in self.edges
-            if not produced.isdisjoint(c.operands[i].bases)  # pyright: ignore
-        ]
-        values = self._means(copies, outgoing, {})
-        distances = {}
+        problem, produced = self.problem, set[Any]()
+        if not problem.product:
+            produced = {n if isinstance(n, Variable) else n.out for n in group} - {None}
+        elif not group:
+            return self.expand(self.collapse(point)), problem.stacked({})
+        copies, outs = self._split(point)
+        outgoing = [(c, i) for c, i in self.edges if not produced.isdisjoint(c.views[i].bases)]
+        values = outs | self._means(copies, outgoing, {})
+        moved, distances = dict(copies), {}
         for c in group:
             if isinstance(c, Variable):
                 continue
-            result = self._onto(c, copies, None if c.out is None else values[c.out], moved)
+            operands = [
+                copies[c, i] if isinstance(o, View) else problem.data[o]
+                for i, o in enumerate(c.operands)
+            ]
+            result = problem.project(c, operands, None if c.out is None else values[c.out])
             distances[c] = result.distance
+            for i, view in c.reads:
+                moment = result.moments[i]
+                moved[c, i] = (moment.first / moment.mass).astype(view.dtype)
             if c.out is not None:
                 values[c.out] = result.out.astype(c.out.dtype)
         for c, i in outgoing:
-            view = c.operands[i]
-            assert isinstance(view, View)
-            moved[c, i] = self._write(view, moved[c, i], values, produced)
-        point = tuple(moved[edge] for edge in self.edges)
-        return point, self.problem.stacked(distances)
-
-    def _onto(
-        self,
-        c: Constraint,
-        copies: Mapping[tuple[Constraint, int], Array],
-        target: Any,
-        moved: dict[tuple[Constraint, int], Array],
-    ) -> Projection:
-        """Project onto one constraint; its operands' copies go into ``moved``."""
-        problem = self.problem
-        operands = [
-            copies[c, i] if isinstance(o, View) else problem.data[o]
-            for i, o in enumerate(c.operands)
-        ]
-        result = problem.project(c, operands, target)
-        for i, view in c.reads:
-            moment = result.moments[i]
-            assert moment is not None
-            moved[c, i] = (moment.first / moment.mass).astype(view.dtype)
-        return result
+            moved[c, i] = self._write(c.views[i], moved[c, i], values, produced)
+        return self._joined(moved, values), problem.stacked(distances)
 
     def _write(
         self, view: View, copy: Array, values: Mapping[Variable, Array], produced: set[Any]
@@ -190,50 +188,6 @@ class Copies(Space):
         flags = [jnp.full(b.shape, float(b in produced), b.dtype) for b in view.bases]
         data = self.problem.data
         return jnp.where(view(data, *flags) != view.at_zero(data), written, copy)
-
-
-class ProductCopies(Copies):
-    """The product space: constraints have copies of their own of all that they touch."""
-
-    def __init__(self, problem: Problem):
-        super().__init__(problem)
-        self.produced = tuple(self.problem.outs)
-
-    def expand(self, values: Values) -> Values:
-        """Every edge sees the value of its variables, and so does what produces them."""
-        env = dict(zip(self.problem.graph.variables, values, strict=True))
-        return (*super().expand(values), *(env[v] for v in self.produced))
-
-    def _split(self, point: Values) -> tuple[dict[tuple[Constraint, int], Array], dict]:
-        count = len(self.edges)
-        copies = dict(zip(self.edges, point[:count], strict=True))
-        return copies, dict(zip(self.produced, point[count:], strict=True))
-
-    def collapse(self, point: Values) -> Values:
-        """The weighted mean of all copies of every variable."""
-        copies, outs = self._split(point)
-        means = self._means(copies, self.edges, outs)
-        start = self.problem.start
-        return tuple(means.get(v, start[v]) for v in self.problem.graph.variables)
-
-    def inner(self, x: Values, y: Values) -> Array:
-        count = len(self.edges)
-        outs = zip(self.produced, x[count:], y[count:], strict=True)
-        own = added(self.problem.outs[v] * a * b for v, a, b in outs)
-        return super().inner(x[:count], y[:count]) + own
-
-    def project(self, point: Values, group: Sequence[Any]) -> tuple[Values, Array]:
-        if not group:
-            return self.expand(self.collapse(point)), self.problem.stacked({})
-        copies, outs = self._split(point)
-        moved, distances = dict(copies), {}
-        for c in group:
-            result = self._onto(c, copies, None if c.out is None else outs[c.out], moved)
-            distances[c] = result.distance
-            if c.out is not None:
-                outs[c.out] = result.out.astype(c.out.dtype)
-        edges = (moved[edge] for edge in self.edges)
-        return (*edges, *(outs[v] for v in self.produced)), self.problem.stacked(distances)
 
 
 def expand_copies(graph: ConsensusGraph) -> ConsensusGraph:
@@ -254,6 +208,4 @@ def expand_copies(graph: ConsensusGraph) -> ConsensusGraph:
 
 def space_of(problem: Problem, *, copies: bool) -> Space:
     """The space for a problem."""
-    if not copies:
-        return CopyFree(problem)
-    return ProductCopies(problem) if problem.product else Copies(problem)
+    return Copies(problem) if copies else CopyFree(problem)
