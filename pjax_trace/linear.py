@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-__all__ = ["Design", "Implicit", "Jacobian", "Layout", "Matrix"]
+__all__ = ["Design", "Implicit", "Jacobian", "Layout", "Made", "Matrix"]
 
 
 class Implicit(eqx.Module):
@@ -44,6 +44,29 @@ class Implicit(eqx.Module):
     def made(self) -> Float[Array, "rows columns"]:
         """The whole matrix."""
         raise NotImplementedError
+
+
+class Made(Implicit):
+    """An array."""
+
+    array: Float[Array, "rows columns"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.array.shape
+        return rows, columns
+
+    def squares(self) -> Float[Array, "columns"]:
+        return jnp.sum(jnp.square(self.array), 0)
+
+    def transposed_times(self, target: Array) -> Array:
+        return self.array.T @ target
+
+    def take(self, rows: np.ndarray) -> Array:
+        return self.array[rows]
+
+    def made(self) -> Array:
+        return self.array
 
 
 Matrix = Float[Array, "rows columns"] | Implicit

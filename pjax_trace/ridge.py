@@ -11,34 +11,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pjax_trace import _compat
-from pjax_trace.linear import Implicit, Matrix
+from pjax_trace.linear import Implicit, Made, Matrix
 
 __all__ = ["Ridge", "solve_ridge"]
 
 _ROWS, _ROWS_PER_COLUMN = 1024, 4  # to estimate XᵀX from, whichever is more
-
-
-class _Made(Implicit):
-    """An array."""
-
-    array: Float[Array, "rows columns"]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        rows, columns = self.array.shape
-        return rows, columns
-
-    def squares(self) -> Float[Array, "columns"]:
-        return jnp.sum(jnp.square(self.array), 0)
-
-    def transposed_times(self, target: Array) -> Array:
-        return self.array.T @ target
-
-    def take(self, rows: np.ndarray) -> Array:
-        return self.array[rows]
-
-    def made(self) -> Array:
-        return self.array
 
 
 class Ridge(NamedTuple):
@@ -85,7 +62,7 @@ def solve_ridge(
     dtype = target.dtype
     wide = _compat.promoted(dtype, jnp.float32)  # for LAPACK, and for sums
     matrices, target = jax.tree.map(lambda x: x.astype(wide), (list(matrices), target))
-    parts = [m if isinstance(m, Implicit) else _Made(m) for m in matrices]
+    parts = [m if isinstance(m, Implicit) else Made(m) for m in matrices]
     sizes = [m.shape[1] for m in parts]
     rows, columns = len(target), sum(sizes)
     squares = jnp.concatenate([m.squares() for m in parts])

@@ -23,13 +23,13 @@ from pjax_trace.errors import check_positive
 from pjax_trace.feasible import onto_sets, parameter_sets
 from pjax_trace.graph import ConsensusGraph, Constraint, Membership
 from pjax_trace.index import Index
-from pjax_trace.linear import Matrix
+from pjax_trace.linear import Implicit
 from pjax_trace.problem import Edge, Problem
 from pjax_trace.ridge import solve_ridge
 from pjax_trace.rule import Moment, Weights
 from pjax_trace.solver import Ending, Solver
 from pjax_trace.spaces import Space
-from pjax_trace.systems import Element, Named, System, systems, transposed_times
+from pjax_trace.systems import Element, Named, System, systems
 from pjax_trace.view import Variable
 
 __all__ = ["Sweep"]
@@ -284,7 +284,7 @@ class Sweep(Solver):
             gain = jnp.sum(factor * ridge.gains[None]) / divisors[0]
         else:
             gains = (
-                jnp.sum(factor * step * transposed_times(c.matrix, target)) / divisor
+                jnp.sum(factor * step * c.matrix.transposed_times(target)) / divisor
                 for c, step, divisor in zip(columns, steps, divisors, strict=True)
             )
             gain = functools.reduce(jnp.add, gains)
@@ -349,7 +349,7 @@ class _Solution(NamedTuple):
     label: Constraint
 
 
-def _divided(matrix: Matrix, root: float) -> Matrix:
+def _divided(matrix: Implicit, root: float) -> Implicit:
     return matrix if root == 1 else jax.tree.map(lambda x: x / root, matrix)
 
 

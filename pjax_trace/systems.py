@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from pjax_trace import _compat
 from pjax_trace.index import Index
-from pjax_trace.linear import Design, Implicit, Jacobian, Matrix
+from pjax_trace.linear import Design, Implicit, Jacobian, Made
 from pjax_trace.view import Variable
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "System",
     "bias_columns",
     "systems",
-    "transposed_times",
     "weight_columns",
 ]
 
@@ -39,7 +38,7 @@ class Columns(eqx.Module):
     """Elements of a parameter as the unknown of linear equations, ``matrix @ unknown = target``.
 
     Attributes:
-        matrix: the coefficients, perhaps not made.
+        matrix: the coefficients, perhaps not made as an array.
         squares: the sum of the squares of the elements, 0 for what is only added.
         variable: the parameter.
         key: which of its elements these are, in which order; the same for all readers of the same.
@@ -49,7 +48,7 @@ class Columns(eqx.Module):
         count: how many elements there are; 0 for what is only added, of which sizes say nothing.
     """
 
-    matrix: Matrix
+    matrix: Implicit
     squares: Float[Array, ""]
     variable: Variable = eqx.field(static=True)
     key: Any = eqx.field(static=True)
@@ -149,25 +148,21 @@ def weight_columns(named: Named, operand: Array, jacobian: Jacobian) -> Columns 
     assert design is not None
     if not index.once or not operand.size:
         return None
-    layout = index.layout(variable.shape)
-    cells = np.zeros(0) if layout is not None else index.numbers
+    put, seen = _moves(index, variable.shape)
 
     def place(step: Array) -> Array:
-        moved = design.restore(step)
-        if layout is not None:
-            return layout.backward(moved)
-        flat = jnp.zeros(math.prod(variable.shape), step.dtype).at[cells].set(moved.ravel())
-        return flat.reshape(variable.shape)
+        return put(design.restore(step))
 
     def arrange(x: Array) -> Array:
-        flat = x.ravel()[cells].reshape(index.shape) if layout is None else layout.forward(x)
-        return design.arrange(flat)
+        return design.arrange(seen(x))
 
+    matrix = design.matrix()
+    matrix = matrix if isinstance(matrix, Implicit) else Made(matrix)
     axes = index.transpose(design.columns), index.transpose(design.own)
     key = (index.offset, *(x.merged for x in axes))
     wide = _compat.promoted(operand.dtype, jnp.float32)  # squares of half precision overflow
     squares = jnp.sum(jnp.square(operand.astype(wide)))
-    columns = Columns(design.matrix(), squares, variable, key, index, place, arrange, operand.size)
+    columns = Columns(matrix, squares, variable, key, index, place, arrange, operand.size)
     return _scaled(columns, scale)
 
 
@@ -194,18 +189,32 @@ def bias_columns(named: Named, jacobian: Jacobian, design: Design, dtype: Any) -
     own = there.transpose(design.features)
     if not own.once:
         return None
-    cells, size = own.numbers, math.prod(variable.shape)
-    whole = np.array_equal(cells, np.arange(size))
+    put, seen = _moves(own, variable.shape)
 
     def place(step: Array) -> Array:
-        flat = step[0] if whole else jnp.zeros(size, step.dtype).at[cells].set(step[0])
-        return flat.reshape(variable.shape)
+        return put(step.reshape(own.shape))
+
+    def arrange(x: Array) -> Array:
+        return seen(x).reshape((1, -1))
 
     rows = math.prod(design.shape[axis] for axis in design.rows)
-    ones = jnp.full((rows, 1), jacobian.sign or 1.0, dtype)
+    ones = Made(jnp.full((rows, 1), jacobian.sign or 1.0, dtype))
     zero, key = jnp.zeros((), dtype), (own.offset, (), own.merged)
-    columns = Columns(ones, zero, variable, key, own, place, lambda x: x.ravel()[cells][None], 0)
-    return _scaled(columns, scale)
+    return _scaled(Columns(ones, zero, variable, key, own, place, arrange, 0), scale)
+
+
+def _moves(index: Index, shape: tuple[int, ...]) -> tuple[Callable, Callable]:
+    """To the places in an array of a shape that an index names, 0 elsewhere; and from there."""
+    layout = index.layout(shape)
+    if layout is not None:
+        return layout.backward, layout.forward
+    cells = index.numbers
+
+    def put(x: Array) -> Array:
+        flat = jnp.zeros(math.prod(shape), x.dtype).at[cells].set(x.ravel())
+        return flat.reshape(shape)
+
+    return put, lambda x: x.ravel()[cells].reshape(index.shape)
 
 
 def _scaled(columns: Columns, scale: Array | None) -> Columns:
@@ -219,24 +228,22 @@ def _scaled(columns: Columns, scale: Array | None) -> Columns:
 
 
 class _Stacked(Implicit):
-    """The rows of several matrices, one below the other; None is so many rows of zeros."""
+    """The rows of several matrices, one below the other."""
 
-    parts: tuple[Matrix, ...]
+    parts: tuple[Implicit, ...]
 
     @property
     def shape(self) -> tuple[int, int]:
         return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
 
     def squares(self) -> Float[Array, "columns"]:
-        return sum(map(_squares, self.parts[1:]), _squares(self.parts[0]))
+        return functools.reduce(jnp.add, (part.squares() for part in self.parts))
 
     def transposed_times(self, target: Array) -> Array:
         stops = np.cumsum([part.shape[0] for part in self.parts])[:-1]
         targets = jnp.split(target, stops)
-        return functools.reduce(
-            jnp.add,
-            (transposed_times(part, t) for part, t in zip(self.parts, targets, strict=True)),
-        )
+        products = (p.transposed_times(t) for p, t in zip(self.parts, targets, strict=True))
+        return functools.reduce(jnp.add, products)
 
     def take(self, rows: np.ndarray) -> Array:
         """The rows in the parts that they belong to; they must ascend."""
@@ -244,22 +251,11 @@ class _Stacked(Implicit):
         chosen = []
         for part, start, stop in zip(self.parts, starts, starts[1:], strict=False):
             own = rows[(rows >= start) & (rows < stop)] - start
-            chosen.append(part.take(own) if isinstance(part, Implicit) else part[own])
+            chosen.append(part.take(own))
         return jnp.concatenate(chosen)
 
     def made(self) -> Array:
-        return jnp.concatenate([p.made() if isinstance(p, Implicit) else p for p in self.parts])
-
-
-def _squares(matrix: Matrix) -> Array:
-    return matrix.squares() if isinstance(matrix, Implicit) else jnp.sum(jnp.square(matrix), 0)
-
-
-def transposed_times(matrix: Matrix, target: Array) -> Array:
-    """``matrixᵀ @ target``."""
-    if isinstance(matrix, Implicit):
-        return matrix.transposed_times(target)
-    return matrix.T @ target
+        return jnp.concatenate([part.made() for part in self.parts])
 
 
 def systems(
@@ -317,12 +313,11 @@ def _dropped(reader: Reader, kept: dict[Variable, set[Any]]) -> list[Element]:
     for c in reader.columns:
         if c.key in kept[c.variable]:
             continue
-        gradient = transposed_times(c.matrix, reader.target)
-        square = jnp.broadcast_to(_squares(c.matrix)[:, None], gradient.shape)
+        gradient = c.matrix.transposed_times(reader.target)
+        square = jnp.broadcast_to(c.matrix.squares()[:, None], gradient.shape)
         readers = jnp.full_like(gradient, len(reader.target))
-        said = [c.place(x) for x in (gradient, square, readers)]
-        fan = c.matrix.shape[1]
-        dropped.append(Element(said[0], said[1], said[2], c.variable, fan, reader.label))
+        said = c.place(gradient), c.place(square), c.place(readers)
+        dropped.append(Element(*said, c.variable, c.matrix.shape[1], reader.label))
     return dropped
 
 
@@ -355,29 +350,30 @@ def _joined(readers: Sequence[Reader], single: dict[Variable, Element]) -> Syste
     rows = sum(len(r.target) for r in readers)
     if len(readers) == 1 and not extra:
         return System(readers[0].target, readers[0].columns, rows, trust_factor, label)
-    parts: dict[Any, list[Matrix]] = {place: [] for place in unknowns}
-    targets = []
-
-    def add(target: Array, matrices: dict[Any, Matrix]) -> None:
-        targets.append(target)
-        for place, c in unknowns.items():
-            zeros = (len(target), c.matrix.shape[1])
-            own = matrices.get(place)
-            parts[place].append(jnp.zeros(zeros, target.dtype) if own is None else own)
-
-    for r in readers:
-        add(r.target, {(c.variable, c.key): c.matrix for c in r.columns})
+    # Blocks of rows: their target, and the matrices of the unknowns that are in them.
+    blocks: list[tuple[Array, dict[Any, Implicit]]] = [
+        (r.target, {(c.variable, c.key): c.matrix for c in r.columns}) for r in readers
+    ]
     for place, e in extra:
         c = unknowns[place]
         # Rows whose products are the mean of the squares, and what is asked.
         roots = jnp.sqrt(jnp.mean(c.arrange(e.square), 1))
         inverse = jnp.where(roots > 0, 1 / jnp.where(roots > 0, roots, 1), 0)
-        add(inverse[:, None] * c.arrange(e.gradient), {place: jnp.diag(roots)})
+        blocks.append((inverse[:, None] * c.arrange(e.gradient), {place: Made(jnp.diag(roots))}))
         rows = rows + jnp.mean(e.readers)
+
+    def stacked(place: Any, columns: int) -> _Stacked:
+        return _Stacked(
+            tuple(
+                own[place] if place in own else Made(jnp.zeros((len(t), columns), t.dtype))
+                for t, own in blocks
+            )
+        )
+
     columns = tuple(
-        eqx.tree_at(lambda c: c.matrix, c, _Stacked(tuple(parts[place])))
+        dataclasses.replace(c, matrix=stacked(place, c.matrix.shape[1]))
         for place, c in unknowns.items()
     )
-    wide = _compat.promoted(*targets)
-    target = jnp.concatenate([t.astype(wide) for t in targets])
+    wide = _compat.promoted(*(t for t, _ in blocks))
+    target = jnp.concatenate([t.astype(wide) for t, _ in blocks])
     return System(target, columns, rows, trust_factor, label)
