@@ -13,6 +13,7 @@ import jax.extend.core.primitives as primitives
 import jax.numpy as jnp
 from jax.core import ShapedArray, Tracer, eval_jaxpr
 from jax.interpreters import ad, batching, mlir
+from jax.interpreters import partial_eval as pe
 
 __all__ = [
     "Literal",
@@ -32,6 +33,7 @@ __all__ = [
     "run_jaxpr",
     "source_line",
     "source_scope",
+    "used_inputs",
 ]
 
 Primitive = jex_core.Primitive
@@ -152,6 +154,11 @@ def bind(primitive: Any, params: dict[str, Any], *operands: Any) -> list[Any]:
     """Evaluate one equation; always a list of outputs."""
     out = primitive.bind(*operands, **primitive.get_bind_params(params))
     return list(out) if primitive.multiple_results else [out]
+
+
+def used_inputs(jaxpr: Any) -> list[bool]:
+    """Which inputs of a jaxpr its outputs depend on."""
+    return list(pe.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1])
 
 
 def is_known(x: Any) -> bool:

@@ -24,7 +24,6 @@ from pjax_trace.graph import (
     LoopRule,
     Loss,
     Membership,
-    Objective,
 )
 from pjax_trace.program import Equation, Program, Value, needed_equations
 from pjax_trace.rewrite import absorb_producers
@@ -34,6 +33,8 @@ from pjax_trace.view import Variable, View
 __all__ = ["OUTPUTS", "build_graph"]
 
 OUTPUTS = (loss_p, constrain_p)
+
+_INNER_LOSS = Refuse("a loss that layers go on to compute with; write it out in jax.numpy")
 
 _CALLS = {loss_p: Loss, constrain_p: Membership, function_p: Constraint}
 
@@ -61,7 +62,6 @@ def build_graph(program: Program, *, strict: bool = True, coloured: bool = True)
         program,
         tuple(builder.parameters),
         tuple(builder.constraints),
-        builder.objective(),
         tuple(builder.views.get(value) for value in program.outputs),
         problems=tuple(builder.problems),
     )
@@ -75,9 +75,6 @@ class _Builder:
         self.parameters = [Variable(value.name, value, True) for value in program.parameters]
         self.views = {p.value: View.of(p) for p in self.parameters}
         self.constraints: list[Constraint] = []
-        self.losses: dict[Value, Value] = {}  # a loss's value → its scale
-        self.after: set[Value] = set()  # values made of losses
-        self.linear: list[Equation] = []
         self.names = collections.Counter[str]()
         self.missing: list[tuple[Equation, str]] = []
         self.problems: list[str] = []
@@ -86,9 +83,6 @@ class _Builder:
 
     def visit(self, equation: Equation) -> None:
         """Class one equation."""
-        if not self.after.isdisjoint(equation.inputs):
-            self.visit_objective(equation)
-            return
         variable = tuple(v in self.views for v in equation.inputs)
         if equation in self.live and self.visit_loop(equation, variable):
             return
@@ -130,15 +124,14 @@ class _Builder:
         if kind is Constraint:
             self.constrain(equation, outcome, name, result=out)
             return
-        extra: tuple[Value, ...] = ()
-        if kind is Loss:
-            scale = Value(-1 - len(self.losses), out.shape, out.dtype, False)
-            self.losses[out] = scale
-            self.after.add(out)
-            extra = (scale,)
+        if kind is Loss and out not in self.program.objective.scales:
+            self.miss(equation, [v in self.views for v in equation.inputs], _INNER_LOSS)
+        elif kind is Loss:
+            scale = self.program.objective.scales[out]
+            self.constrain(equation, outcome, name, (scale,), kind)
         else:
             self.views[out] = self.views[equation.inputs[0]]  # the identity: x itself goes on
-        self.constrain(equation, outcome, name, extra, kind)
+            self.constrain(equation, outcome, name, (), kind)
 
     def visit_loop(self, equation: Equation, variable: Sequence[bool]) -> bool:
         """Whether the equation is a loop or branch that variables decide, which is refused."""
@@ -156,52 +149,6 @@ class _Builder:
         )
         self.forget(equation)
         return True
-
-    def visit_objective(self, equation: Equation) -> None:
-        """Losses may be scaled by data, summed and averaged on the way out."""
-        known = all(v in self.after or not v.variable for v in equation.inputs)
-        if not known or not self.adds(equation):
-            self.problems.append(
-                f"{equation.primitive.name} of a loss at {equation.source}: a loss may be scaled "
-                "by a positive number, averaged, and added to other losses on its way out of the "
-                "function, because that scales its λ; anything else has no projection. Constrain "
-                "or penalise the arrays themselves, each with a loss or a set of its own"
-            )
-        self.after.update(equation.outputs)
-        self.linear.append(equation)
-
-    def adds(self, equation: Equation) -> bool:
-        """Whether an equation is linear in losses, with coefficients that are surely not negative.
-
-        Its derivative, for all outputs together, must be the same at two points, and it must vanish
-        with the losses. Zeros among others mask rows; a zero alone would make the loss nothing.
-        Data that are not known yet count as ones.
-        """
-        if equation.primitive is jax.lax.stop_gradient_p:
-            return False
-        losses = list(dict.fromkeys(v for v in equation.inputs if v in self.after))
-
-        def function(*values: jax.Array) -> list[jax.Array]:
-            own = dict(zip(losses, values, strict=True))
-            operands = (own[v] if v in own else self.datum(v) for v in equation.inputs)
-            return equation.evaluate(*operands)
-
-        slopes = []
-        with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
-            for value in (0, 2):
-                point = [jnp.full(v.shape, value, v.dtype) for v in losses]
-                outs, pull = jax.vjp(function, *point)
-                if not all(jnp.issubdtype(out.dtype, jnp.inexact) for out in outs):
-                    return False
-                if not value and any(np.any(np.asarray(out)) for out in outs):
-                    return False
-                slopes.append([np.asarray(x) for x in pull([jnp.ones_like(out) for out in outs])])
-        same = all(np.allclose(a, b) for a, b in zip(*slopes, strict=True))
-        return same and all(np.all(x >= 0) and np.any(x > 0) for x in slopes[0])
-
-    def datum(self, value: Value) -> np.ndarray:
-        """A value that is no loss; 1 where it is not known yet."""
-        return np.asarray(self.program.known.get(value, np.ones(value.shape, value.dtype)))
 
     def constrain(
         self,
@@ -268,12 +215,6 @@ class _Builder:
         producer = next((c for c in self.constraints if c.out is variable), None)
         return variable.name if producer is None else f"{variable.name} ({producer.source})"
 
-    def objective(self) -> Objective:
-        outputs = tuple(dict.fromkeys(v for v in self.program.outputs if v in self.after))
-        return Objective(
-            tuple(self.losses), tuple(self.losses.values()), tuple(self.linear), outputs
-        )
-
     def feed_back(self) -> None:
         """Put what the body of a scan writes in the place of the carry that it reads."""
         for carry in self.carries:
@@ -305,7 +246,10 @@ class _Builder:
 
 def _live(program: Program) -> set[Equation]:
     """The equations that output constraints see as variables, not behind a stop_gradient."""
-    roots = {e for e in program.equations if e.primitive in OUTPUTS}
+    scales = program.objective.scales
+    roots = {
+        e for e in program.equations if e.primitive is constrain_p or e.outputs[0] in scales
+    }
     values = () if roots else program.outputs
 
     def through(equation: Equation) -> bool:

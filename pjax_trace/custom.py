@@ -200,7 +200,7 @@ class BatchedRule(Rule):
         return jnp.broadcast_to(row[None], (self.size, *row.shape))
 
 
-for _name in ("family", "granularity", "exactness", "movable", "kinked", "convex"):
+for _name in ("family", "granularity", "exactness", "movable", "kinked", "convex", "relaxed"):
     setattr(BatchedRule, _name, property(operator.attrgetter(f"inner.{_name}")))
 
 

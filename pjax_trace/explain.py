@@ -8,7 +8,7 @@ conjugate gradients do, as if they ran to their limit.
 import collections
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ def explanation(
     granularity: Granularity | Mapping[str, Granularity] = "row",
     schedule: str = "parallel",
     step: Callable[[ConsensusGraph, list[Any], list[Any]], Any] | None = None,
+    has_aux: bool = False,
 ) -> Explanation:
     """Explain what ``function(parameters, data)`` compiles to, or why it cannot be compiled.
 
@@ -58,6 +59,7 @@ def explanation(
             there are no colours and no copies.
         step: what makes a step, of the graph, parameters and data, if its operations are to be
             counted as a whole; else they are those of one projection onto every constraint.
+        has_aux: whether the first output alone is the objective.
 
     Returns:
         An `Explanation`.
@@ -79,14 +81,15 @@ def explanation(
         (('data x[8,3]', 'w[3,2]'), ('max[8,2]', 'b[2] → [8,2]'))
     """
 
-    def traced(roots: tuple[Any, ...]) -> Program:
+    def traced(kept: Literal["objective", "outputs"]) -> Program:
         return trace_program(
             function,
             parameters,
             data,
             names=names,
             source=name,
-            roots=roots,
+            kept=kept,
+            has_aux=has_aux,
             lift=not sweep,
         )
 
@@ -95,14 +98,14 @@ def explanation(
 
     problems: list[str] = []
     try:
-        program = traced(OUTPUTS)
+        program = traced("objective")
         if not any(e.primitive in OUTPUTS for e in program.equations):
             problems.append(
                 "There is no output constraint, so there is nothing to solve for: use a loss of "
                 "pjax_trace.losses on what the function computes, or pjax_trace.constrain. What "
                 "its outputs alone compile to:"
             )
-            program = traced(())
+            program = traced("outputs")
         graph = build_graph(program, strict=False, coloured=coloured)
         graph = coarsen(graph, granularity)
     except TraceError as error:

@@ -23,11 +23,11 @@ from jaxtyping import Array
 from pjax_trace import dot
 from pjax_trace.control import Loop
 from pjax_trace.errors import InputError
-from pjax_trace.program import Equation, Program, Value
+from pjax_trace.program import Program, Value
 from pjax_trace.rule import Rule, title
 from pjax_trace.view import Variable, View
 
-__all__ = ["ConsensusGraph", "Constraint", "Loss", "LoopRule", "Membership", "Objective", "Operand"]
+__all__ = ["ConsensusGraph", "Constraint", "Loss", "LoopRule", "Membership", "Operand"]
 
 Operand = View | Value
 
@@ -78,6 +78,18 @@ class Constraint:
 class Loss(Constraint):
     """An output constraint that pulls by a proximal step; its last operand scales its λ."""
 
+    @property
+    def scale(self) -> Value:
+        """What holds the scale."""
+        scale = self.operands[-1]
+        assert isinstance(scale, Value)
+        return scale
+
+    @property
+    def penalty(self) -> bool:
+        """Whether it is of parameters alone."""
+        return all(base.parameter for _, view in self.reads for base in view.bases)
+
 
 class Membership(Constraint):
     """An output constraint that requires its first operand to lie in a set."""
@@ -102,44 +114,12 @@ class LoopRule(Rule):
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
-    """What the function makes of its losses; it must be linear, and scales their λ."""
-
-    losses: tuple[Value, ...]
-    scales: tuple[Value, ...]
-    equations: tuple[Equation, ...]
-    outputs: tuple[Value, ...]
-
-    def evaluate_scales(self, data: Mapping[Value, Any]) -> dict[Value, Array]:
-        """The derivative of the function's outputs by every loss; 1 for a loss nobody returns."""
-        if not self.losses:
-            return {}
-
-        def function(losses: list[Array]) -> list[Array]:
-            env = dict(zip(self.losses, losses, strict=True))
-            for equation in self.equations:
-                operands = [env[v] if v in env else data[v] for v in equation.inputs]
-                env.update(zip(equation.outputs, equation.evaluate(*operands), strict=True))
-            return [env[v] for v in self.outputs]
-
-        ones = [jnp.ones(v.shape, v.dtype) for v in self.losses]
-        used = {v for equation in self.equations for v in equation.inputs} | set(self.outputs)
-        outputs, pull = jax.vjp(function, ones)
-        (slopes,) = pull([jnp.ones_like(x) for x in outputs])
-        return {
-            scale: slope if loss in used else one
-            for loss, scale, slope, one in zip(self.losses, self.scales, slopes, ones, strict=True)
-        }
-
-
-@dataclasses.dataclass(frozen=True)
 class ConsensusGraph:
     """What a function compiles to. ``print(graph)`` shows it."""
 
     program: Program
     parameters: tuple[Variable, ...]
     constraints: tuple[Constraint, ...]
-    objective: Objective
     outputs: tuple[View | None, ...] = ()
     problems: tuple[str, ...] = ()
     colours: Mapping[Constraint | Variable, int] = dataclasses.field(default_factory=dict)
@@ -153,6 +133,12 @@ class ConsensusGraph:
     def losses(self) -> tuple[Loss, ...]:
         """The losses among the constraints."""
         return tuple(c for c in self.constraints if isinstance(c, Loss))
+
+    @functools.cached_property
+    def rows(self) -> int:
+        """Of how many samples the losses are, penalties on parameters apart; 0 without losses."""
+        sizes, some = self.program.objective.sizes, [c for c in self.losses if not c.penalty]
+        return max((sizes[c.scale].rows for c in some or self.losses), default=0)
 
     @functools.cached_property
     def hard(self) -> np.ndarray:

@@ -1,11 +1,14 @@
 """What an update returns beside parameters: the state that lives on, and what was done."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["Info", "State"]
+__all__ = ["Auxiliary", "Info", "State"]
 
 
 class State(eqx.Module):
@@ -27,6 +30,23 @@ class State(eqx.Module):
     structure: Any = eqx.field(static=True)
 
 
+class Auxiliary:
+    """What a function returns beside its objective, arrays apart.
+
+    Args:
+        arrays: the pair of the objective and the rest, with shapes for arrays and None elsewhere.
+        others: the same with None for arrays.
+    """
+
+    def __init__(self, arrays: Any, others: Any):
+        self.shapes, self._structure = jax.tree.flatten(arrays)
+        self._others = others
+
+    def rebuild(self, arrays: Sequence[Array]) -> Any:
+        """What was returned beside the objective, with these arrays, the objective's included."""
+        return eqx.combine(jax.tree.unflatten(self._structure, arrays), self._others)[1]
+
+
 class Info(eqx.Module):
     """What an update did. A pytree; ``print(info)`` shows it constraint by constraint.
 
@@ -36,12 +56,14 @@ class Info(eqx.Module):
             in which constraints hold: its gaps are those of sets, on parameters after the update
             and on what is computed before it.
         distances: the gap of every constraint, in the order of ``names``.
-        loss_values: the value of every loss at the same state (of a sweep, in the forward pass of
-            its last step), in the order of ``loss_names``.
+        loss_values: what every loss adds to the objective before the update, weights and signs
+            included, in the order of ``loss_names``. They add up to the function's value; what is
+            masked, finite or not, does not count.
         moved: how far the last step moved what each constraint reads and makes, in the order of
             ``moved_names``; in a sweep, the parameters that it reads.
         history: the distance moved in every step, losses apart; NaN for steps not taken.
         steps: how many steps were taken.
+        aux_arrays: those of ``aux``.
         finite: False if something was not finite; then the parameters are those that came in.
     """
 
@@ -52,12 +74,21 @@ class Info(eqx.Module):
     history: Float[Array, "steps"]
     steps: Int[Array, ""]
     finite: Bool[Array, ""]
+    aux_arrays: tuple[Array, ...]
     culprit: Int[Array, ""]
     names: tuple[str, ...] = eqx.field(static=True)
     loss_names: tuple[str, ...] = eqx.field(static=True)
     moved_names: tuple[str, ...] = eqx.field(static=True)
     sources: tuple[str, ...] = eqx.field(static=True)
     suspects: tuple[str, ...] = eqx.field(static=True)
+    auxiliary: Auxiliary | None = eqx.field(static=True)
+
+    @property
+    def aux(self) -> Any:
+        """What the function returned beside the objective, with ``has_aux``; else None."""
+        if self.auxiliary is None:
+            return None
+        return self.auxiliary.rebuild((self.value, *self.aux_arrays))
 
     @property
     def gaps(self) -> dict[str, Array]:
@@ -68,6 +99,11 @@ class Info(eqx.Module):
     def losses(self) -> dict[str, Array]:
         """The value of every loss, by name."""
         return dict(zip(self.loss_names, self.loss_values, strict=True))
+
+    @property
+    def value(self) -> Float[Array, ""]:
+        """The value of the function before the update, the sum of all losses."""
+        return jnp.sum(self.loss_values)
 
     @property
     def moves(self) -> dict[str, Array]:

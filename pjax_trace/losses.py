@@ -27,7 +27,7 @@ __all__ = ["cross_entropy", "margin", "squared_error"]
 class LossRule(Rule):
     """The proximal step of a loss that is a mean over rows.
 
-    The operands are scores, targets, λ and further arguments; a solver appends the loss's scale.
+    The operands are scores, targets, λ and further arguments; a solver appends the scales of rows.
 
     Args:
         value: ``value(scores, targets, *further) -> one loss per row``.
@@ -41,19 +41,27 @@ class LossRule(Rule):
     movable = 1
 
     def apply(self, params: Params, *operands: Array) -> Array:
-        """The mean of the loss over rows."""
+        """The loss of every row."""
         scores, targets, _, *further = operands
-        return jnp.mean(self.value(scores, targets, *further))
+        return self.value(scores, targets, *further)
 
     def project(self, params: Params, operands: Arrays, out: Any, weights: Weights) -> Projection:
         """The proximal step, with its squared length as the distance."""
         scores, targets, lam, *further, scale = operands
         weight = weights.operands[0]
-        step = jnp.broadcast_to(lam * scale / weight, scores.shape[:-1])
-        # A row of weight 0 is masked; a negative weight is a mistake that must not pass for a step.
+        # Infinity times the scale 0 of a row that is masked would be no number.
+        step = jnp.where(scale == 0, 0, jnp.broadcast_to(lam, scale.shape) * scale / weight)
+
+        def away() -> Array:
+            # A loss that counts negatively is replaced by its tangent, which is above it.
+            slope = jax.grad(
+                lambda x: jnp.sum(jnp.minimum(step, 0) * self.value(x, targets, *further))
+            )
+            return scores - slope(scores)
+
+        start = jax.lax.cond(jnp.any(step < 0), away, lambda: scores)
         moved = self.prox(scores, targets, *further, jnp.where(step > 0, step, 1))
-        moved = jnp.where(step[..., None] > 0, moved, scores)
-        moved = jnp.where(step[..., None] >= 0, moved, jnp.nan)
+        moved = jnp.where(step[..., None] > 0, moved, start)
         moment = Moment(weight * moved, weight)
         none = (None,) * (len(operands) - 1)
         return Projection((moment, *none), None, squared_distance(weight, moved, scores))
@@ -95,7 +103,7 @@ def cross_entropy(
         1.3863
     """
     scores, targets, strength = _arguments("cross_entropy", logits, labels, lam)
-    return call(loss_p, _CROSS_ENTROPY, scores, targets, strength, name="cross_entropy")
+    return _mean(_CROSS_ENTROPY, scores, targets, strength, name="cross_entropy")
 
 
 def margin(
@@ -136,7 +144,7 @@ def margin(
         raise InputError(f"losses.margin: margin must be one number or one per row: {width.shape}")
     if _compat.is_known(width) and not np.all((np.asarray(width) >= 0) & np.isfinite(width)):
         raise InputError(f"losses.margin: margin must be finite and at least 0, not {margin!r}")
-    return call(loss_p, _MARGIN, values, targets, strength, width, name="margin")
+    return _mean(_MARGIN, values, targets, strength, width, name="margin")
 
 
 def squared_error(
@@ -177,7 +185,12 @@ def squared_error(
         predictions, goal = predictions.reshape(1), goal.reshape(1)
     _not_empty("squared_error", predictions, "predictions", "outputs")
     strength = _strength("squared_error", lam, predictions)
-    return call(loss_p, _SQUARED_ERROR, predictions, goal, strength, name="squared_error")
+    return _mean(_SQUARED_ERROR, predictions, goal, strength, name="squared_error")
+
+
+def _mean(rule: LossRule, *operands: Array, name: str) -> Array:
+    """The mean of a loss over rows; a row of scores that is batched by vmap is a loss of its own."""
+    return jnp.mean(call(loss_p, rule, *operands, name=name))
 
 
 def _floating(name: str, scores: Any, role: str = "scores") -> Array:

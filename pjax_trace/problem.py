@@ -48,7 +48,10 @@ class Problem:
     ):
         self.graph, self.metric, self.env, self.inputs = graph, metric, env, inputs
         self.product = product
-        known: dict[Value, Any] = {**env, **graph.objective.evaluate_scales(env)}
+        scales, self.parts, self.rest = graph.program.objective.evaluate(env)
+        # The mean of the losses of so many rows asks of each for what its loss alone does.
+        rows = max(1, graph.rows)
+        known: dict[Value, Any] = {**env, **{v: rows * x for v, x in scales.items()}}
         self.data = _walled(graph, known)
         # An identity that was inserted has the value of what it repeats.
         self.start: dict[Variable, Array] = {
@@ -275,12 +278,23 @@ class Problem:
 
         return self.stacked({c: gap(c) for c in self.graph.constraints})
 
-    def losses(self, values: Mapping[Variable, Array]) -> Array:
-        """The value of every loss."""
-        # The last operand of a loss is its scale.
-        found = [c.rule.apply(c.params, *self.operands(c, values)[:-1]) for c in self.graph.losses]
-        wide = jnp.result_type(float)
-        return jnp.stack([jnp.mean(x).astype(wide) for x in found]) if found else jnp.zeros(0, wide)
+    @functools.cached_property
+    def losses(self) -> Array:
+        """What every loss adds to the objective at the start; they add up to it.
+
+        What is no loss's own, such as a constant, counts to the one with the largest weights.
+        """
+        graph, wide = self.graph, jnp.result_type(float)
+        if not graph.losses:
+            return jnp.zeros(0, wide)
+        own = jnp.stack([self.parts[c.scale].astype(wide) for c in graph.losses])
+        weights = [jnp.sum(jnp.abs(self.data[c.scale])).astype(wide) for c in graph.losses]
+        return own.at[jnp.argmax(jnp.stack(weights))].add(self.rest.astype(wide))
+
+    @property
+    def auxiliary(self) -> list[Array]:
+        """What the function returns beside the objective."""
+        return [self.env[v] for v in self.graph.program.outputs]
 
     def stacked(self, distances: Mapping[Any, Array]) -> Array:
         """One number for every constraint, 0 for those that are left out."""

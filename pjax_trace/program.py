@@ -2,17 +2,19 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from pjax_trace import _compat
 from pjax_trace.translation import Affine, Outcome
 
-__all__ = ["Equation", "Program", "Value", "needed_equations"]
+__all__ = ["Equation", "Objective", "Program", "Size", "Value", "needed_equations"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,6 +73,72 @@ class Equation:
         return _compat.bind(self.primitive, self.params, *operands)
 
 
+class Size(NamedTuple):
+    """Of how many samples a loss is, most likely, and how many terms its value begins with."""
+
+    rows: int
+    terms: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What the function makes of its losses: linear in the values of all nodes.
+
+    Attributes:
+        scales: the values of all loss nodes, and what holds the scale of each.
+        sizes: of the loss of each scale.
+        tail: the linear equations, in program order.
+        unpack: what the tail reads, as the elements from ``start`` on of the value of a node.
+        outputs: what the tail makes, which adds up to the objective.
+    """
+
+    scales: Mapping[Value, Value] = dataclasses.field(default_factory=dict)
+    sizes: Mapping[Value, Size] = dataclasses.field(default_factory=dict)
+    tail: tuple[Equation, ...] = ()
+    unpack: Mapping[Value, tuple[Value, int]] = dataclasses.field(default_factory=dict)
+    outputs: tuple[Value, ...] = ()
+
+    @property
+    def reads(self) -> set[Value]:
+        """The data of the tail."""
+        made = {v for e in self.tail for v in e.outputs} | set(self.unpack)
+        return {v for e in self.tail for v in e.inputs if v not in made}
+
+    def evaluate(
+        self, env: Mapping[Value, Any]
+    ) -> tuple[dict[Value, Array], dict[Value, Array], Float[Array, ""]]:
+        """What the objective is made of, from all values of a forward pass.
+
+        Returns:
+            For every scale the derivative of the objective by the value of the node; the node's
+            part in the objective, in which elements of weight 0 do not count, finite or not; and
+            what is left of the objective.
+        """
+        def function(nodes: list[Array]) -> Array:
+            own = dict(zip(self.scales, nodes, strict=True))
+            inner = {
+                v: own[node].reshape(-1)[start : start + math.prod(v.shape)].reshape(v.shape)
+                for v, (node, start) in self.unpack.items()
+            }
+            for equation in self.tail:
+                operands = [inner[v] if v in inner else env[v] for v in equation.inputs]
+                inner.update(zip(equation.outputs, equation.evaluate(*operands), strict=True))
+            ends = [jnp.sum(inner[v]) for v in self.outputs]
+            return sum(ends, jnp.zeros((), jnp.result_type(float)))
+
+        zeros = [jnp.zeros(v.shape, v.dtype) for v in self.scales]
+        rest, pull = jax.vjp(function, zeros)
+        (slopes,) = pull(jnp.ones_like(rest))
+        returned = {node for node, _ in self.unpack.values()}
+        scales, parts = {}, {}
+        for (v, scale), slope in zip(self.scales.items(), slopes, strict=True):
+            if v not in returned:  # a loss that nobody returns counts as its mean
+                slope = jnp.full(v.shape, 1 / max(1, math.prod(v.shape)), v.dtype)
+            scales[scale] = slope
+            parts[scale] = jnp.sum(jnp.where(slope != 0, slope * env[v], 0))
+        return scales, parts, rest
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A function as a flat list of equations."""
@@ -82,6 +150,7 @@ class Program:
     outputs: tuple[Value, ...]
     # What a scan's step reads as its carry → the same as a view of what the step before wrote.
     feedback: dict[Value, Value] = dataclasses.field(default_factory=dict)
+    objective: Objective = Objective()
 
     @property
     def frozen(self) -> tuple[Equation, ...]:

@@ -30,6 +30,7 @@ def project(
     copies: bool | None = None,
     tol: float | None = None,
     donate: bool = False,
+    has_aux: bool = False,
 ) -> Projected:
     """Solve for the variables of a function by projections, as ``jax.grad`` differentiates by them.
 
@@ -66,6 +67,8 @@ def project(
         donate: whether ``update`` gives the buffers of parameters and state to their successors,
             which saves memory. The old ones are then gone, but those that a failed update leaves
             are in its error.
+        has_aux: whether the function returns a pair, the objective and anything else, which is then
+            in ``info.aux``.
 
     Returns:
         A `Projected`: call it as ``params, info = projected(params, *args)``, or keep state with
@@ -161,4 +164,4 @@ def project(
     accelerations = tuple(map(acceleration_of, (acceleration,) if single else acceleration))
     product = schedule == "product"
     plan = Plan(solver, steps, metric, accelerations, product, copies, tol)
-    return Projected(fn, argnums, plan, granularity or "row", schedule, donate)
+    return Projected(fn, argnums, plan, granularity or "row", schedule, donate, has_aux)

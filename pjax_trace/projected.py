@@ -7,16 +7,17 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from pjax_trace import _compat
 from pjax_trace.acceleration import Averaging
-from pjax_trace.build import OUTPUTS, build_graph
+from pjax_trace.build import build_graph
 from pjax_trace.errors import InputError, NonFiniteError, TraceError
 from pjax_trace.explain import explanation
 from pjax_trace.granularity import coarsen
 from pjax_trace.graph import ConsensusGraph
-from pjax_trace.info import Info, State
+from pjax_trace.info import Auxiliary, Info, State
 from pjax_trace.problem import Problem
 from pjax_trace.signature import (
     Signature,
@@ -49,6 +50,7 @@ class Projected:
         granularity: Any,
         schedule: str,
         donate: bool,
+        has_aux: bool,
     ):
         functools.update_wrapper(self, fn, updated=())
         self._fn = fn
@@ -60,6 +62,7 @@ class Projected:
         self._signatures: dict[Any, Signature] = {}
         self._structures: dict[Any, Any] = {}
         self._donate = donate
+        self._has_aux = has_aux
         buffers = (1, 2) if donate else ()
         self._jitted = jax.jit(self._run, static_argnums=0, donate_argnums=buffers)
         self._jitted_once = jax.jit(self._run, static_argnums=0)
@@ -179,6 +182,7 @@ class Projected:
                 granularity=self._granularity,
                 schedule=self._schedule,
                 step=None if plan.solver.gaps else step,
+                has_aux=self._has_aux,
             )
         )
 
@@ -269,25 +273,39 @@ class Projected:
             _remember(self._signatures, key, signature)
         return signature, leaves
 
-    def _flat(self, signature: Signature) -> Callable[..., list[Any]]:
-        """The function, from flat lists of arrays to one."""
+    def _flat(self, signature: Signature, rest: list[Any] | None = None) -> Callable[..., Any]:
+        """The function, from flat lists of arrays to one.
+
+        What it returns beside the objective is put into ``rest``, with shapes for arrays.
+        """
 
         def function(parameters: list[Any], data: list[Any]) -> list[Any]:
             args, kwargs = signature.rebuild(parameters, data)
-            return jax.tree.leaves(eqx.filter(self._fn(*args, **kwargs), eqx.is_array))
+            out = self._fn(*args, **kwargs)
+            if self._has_aux:
+                out = check_pair(out, getattr(self._fn, "__name__", "the function"))
+            arrays, others = eqx.partition(out, is_array)
+            if rest is not None:
+                rest[:] = [jax.tree.map(_shape, arrays), others]
+            return jax.tree.leaves(arrays)
 
         return function
 
     def _graph(
-        self, signature: Signature, parameters: Sequence[Any], data: Sequence[Any]
+        self,
+        signature: Signature,
+        parameters: Sequence[Any],
+        data: Sequence[Any],
+        rest: list[Any] | None = None,
     ) -> ConsensusGraph:
         program = trace_program(
-            self._flat(signature),
+            self._flat(signature, rest),
             parameters,
             data,
             names=(*signature.parameter_names, *signature.data_names),
             source=getattr(self._fn, "__name__", "the function"),
-            roots=OUTPUTS,
+            kept="objective",
+            has_aux=self._has_aux,
             lift=self._plan.solver.lifts,
         )
         graph = build_graph(program, coloured=self._schedule in ("parallel", "cyclic"))
@@ -295,8 +313,8 @@ class Projected:
         if not any(c.out is None for c in graph.constraints):
             raise TraceError(
                 f"{getattr(self._fn, '__name__', 'the function')} has no output constraint, so "
-                "there is nothing to solve for: use a loss of pjax_trace.losses on what it "
-                "computes, or pjax_trace.constrain"
+                "there is nothing to solve for: return a scalar that depends on the parameters, or "
+                "call pjax_trace.constrain on what is computed"
             )
         return graph
 
@@ -325,8 +343,33 @@ class Projected:
         self, signature: Signature, parameters: list[Array], state: State, data: list[Any]
     ) -> tuple[list[Array], State, Info]:
         """One update, traced once per signature and compiled into one computation."""
-        graph = self._graph(signature, parameters, data)
-        return run_update(self._plan, graph, signature, parameters, state, data)
+        rest: list[Any] = []
+        graph = self._graph(signature, parameters, data, rest)
+        aux = Auxiliary(*rest) if self._has_aux else None
+        return run_update(self._plan, graph, signature, aux, parameters, state, data)
+
+
+def is_array(x: Any) -> bool:
+    """Whether something that a function returns is an array, or a number of NumPy's."""
+    return eqx.is_array(x) or isinstance(x, np.ndarray | np.generic)
+
+
+def check_pair(out: Any, name: str) -> tuple[Any, Any]:
+    """What a function returns whose ``has_aux`` is True."""
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise TraceError(
+            f"{name} must return a pair, the objective and anything else, for has_aux=True, and "
+            f"not {type(out).__name__}"
+        )
+    if len(jax.tree.leaves(out[0])) != 1:
+        raise TraceError(
+            f"{name} must return a pair whose first is the objective, one scalar, for has_aux=True"
+        )
+    return out
+
+
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
 
 
 def _remember(cache: dict[Any, Any], key: Any, value: Any) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "cross_entropy",
     "margin",
     "prox_cross_entropy",
+    "prox_logsumexp",
     "prox_margin",
     "prox_squared_error",
     "squared_error",
@@ -70,15 +71,33 @@ def prox_cross_entropy(
         >>> bool(jnp.allclose(x, s + 5.0 * (y - jax.nn.softmax(x)), atol=1e-5))
         True
     """
-    return _rowwise(_prox_cross_entropy, s, target.astype(s.dtype), _per_row(lam, s))
+    target, strength = target.astype(s.dtype), _per_row(lam, s)
+    weight = (strength * jnp.sum(target, axis=-1, keepdims=True))[..., 0]
+    return prox_logsumexp(s + strength * target, weight)
 
 
-def _prox_cross_entropy(axis: int, s: Array, target: Array, lam: Array) -> Array:
+def prox_logsumexp(
+    goal: Float[Array, "*batch classes"], weight: Float[Array, "*batch"]
+) -> Float[Array, "*batch classes"]:
+    """``argmin_x weight * logsumexp(x) + |x - goal|^2 / 2``, row by row.
+
+    What is linear in x, such as the score of the true class, has been added to the goal.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from pjax_trace.prox import prox_logsumexp
+        >>> goal = jnp.array([2.0, 0.0])
+        >>> x = prox_logsumexp(goal, jnp.asarray(3.0))
+        >>> bool(jnp.allclose(x + 3 * jax.nn.softmax(x), goal, atol=1e-5))
+        True
+    """
+    return _rowwise(_prox_logsumexp, goal, weight[..., None])
+
+
+def _prox_logsumexp(axis: int, goal: Array, weight: Array) -> Array:
     def total(a: Array) -> Array:
         return jnp.sum(a, axis=axis, keepdims=True)
 
-    linear, weight = lam * target, lam * total(target)  # the loss is weight * lse(x) - <linear, x>
-    goal = s + linear
     top = jnp.max(goal, axis=axis, keepdims=True)
     coarse = jnp.clip(weight, 1e-2, 1e30)  # a smaller loss moves x too little to matter here
     upper = jnp.log(total(jnp.exp(goal - top)))  # as W(z) <= exp(z)
@@ -94,17 +113,17 @@ def _prox_cross_entropy(axis: int, s: Array, target: Array, lam: Array) -> Array
 
     def newton_x(_: int, x: Array) -> Array:
         p = jax.nn.softmax(x, axis=axis)
-        residual = (x - s) - (linear - weight * p)
+        residual = x - goal + weight * p
         diagonal = 1 + weight * p
         q = p / diagonal
         return x - residual / diagonal - weight * q * (total(q * residual) / total(q))
 
     # Loops: unrolled, XLA repeats the scalars of all earlier steps in every kernel of a step.
     # mu starts where W(z) >= exp(z - weight) puts it; one step less was enough wherever measured.
-    steps = 2 + math.ceil(2 * math.log10(s.shape[axis]))
+    steps = 2 + math.ceil(2 * math.log10(goal.shape[axis]))
     mu = lax.fori_loop(0, steps, newton_mu, upper - coarse)
     x = goal - _wright_omega(t - mu)
-    return lax.fori_loop(0, 4 if s.dtype == jnp.float64 else 2, newton_x, x)
+    return lax.fori_loop(0, 4 if goal.dtype == jnp.float64 else 2, newton_x, x)
 
 
 def _wright_omega(z: Array) -> Array:

@@ -25,10 +25,12 @@ __all__ = [
     "entries",
     "evaluate",
     "fold_of",
+    "loss_nodes",
     "function_entries",
     "paired",
     "register_fold",
     "register_function",
+    "register_loss_node",
     "register_paired",
     "register_rule",
     "register_translation",
@@ -286,6 +288,26 @@ def function_entries() -> list[FunctionEntry]:
     """All functions that rules claim; later ones first."""
     _load_rule_packs()
     return _FUNCTIONS[::-1]
+
+
+_LOSS_NODES: list[Any] = []
+
+
+def register_loss_node(kind: Any) -> Any:
+    """Let a class of `pjax_trace.proximal.ObjectiveRule` recognise its terms in an objective.
+
+    Its static method ``recognise(equation, producers)`` gets the equation that ends a term, and the
+    equations that make every value. It says what the term is a function of, and by which equations,
+    that one being the last; or None. Returns the class, so that it decorates it.
+    """
+    _LOSS_NODES.append(kind)
+    return kind
+
+
+def loss_nodes() -> list[Any]:
+    """All classes of loss nodes that are recognised."""
+    _load_rule_packs()
+    return list(_LOSS_NODES)
 
 
 def entries() -> dict[Any, Entry]:

@@ -115,6 +115,7 @@ class Rule:
             what the projection onto a target nearby moves, which at a kink is more than a slope.
         smooth: whether rows that share operands can be projected jointly by linearising them.
         convex: whether it is a set that is known to be convex.
+        relaxed: whether it does for reals what is done with booleans: a comparison, a selection.
         wrapper: what a rule that is made of another one, its ``inner``, makes of it.
     """
 
@@ -126,6 +127,7 @@ class Rule:
     kinked: ClassVar[bool] = False
     smooth: ClassVar[bool] = False
     convex: ClassVar[bool] = False
+    relaxed: bool = False
     wrapper: ClassVar[str] = ""
 
     def apply(self, params: Params, *operands: Array) -> Array:

@@ -20,12 +20,10 @@ class Ending(NamedTuple):
     Attributes:
         parameters: their values.
         gaps: the squared distance of every constraint that has one, 0 for others.
-        losses: the value of every loss.
     """
 
     parameters: Sequence[Array]
     gaps: Float[Array, "constraints"]
-    losses: Float[Array, "losses"]
 
 
 class Solver(eqx.Module):
@@ -73,9 +71,7 @@ class Solver(eqx.Module):
     def ending(self, space: Space, carry: Any) -> Ending:
         """What an update reports of the last carry."""
         values, problem = self.values(space, carry), space.original
-        variables = problem.graph.variables
-        losses = problem.losses(dict(zip(variables, values, strict=True)))
-        return Ending(values[: len(problem.graph.parameters)], problem.gaps(values), losses)
+        return Ending(values[: len(problem.graph.parameters)], problem.gaps(values))
 
     def settled(self, space: Space, parameters: Sequence[Array]) -> Sequence[Array]:
         """What users are given, from what accelerations make of where an update ended."""

@@ -21,12 +21,12 @@ from pjax_trace.acceleration import Acceleration, Averaging, Momentum, rms
 from pjax_trace.backward import ask, go_back
 from pjax_trace.errors import check_positive
 from pjax_trace.feasible import onto_sets, parameter_sets
-from pjax_trace.graph import ConsensusGraph, Constraint, Membership
+from pjax_trace.graph import ConsensusGraph, Constraint, Loss, Membership
 from pjax_trace.index import Index
 from pjax_trace.linear import Implicit
 from pjax_trace.problem import Edge, Problem
 from pjax_trace.ridge import solve_ridge
-from pjax_trace.rule import Moment, Weights
+from pjax_trace.rule import Moment, Projection, Weights
 from pjax_trace.solver import Ending, Solver
 from pjax_trace.spaces import Space
 from pjax_trace.systems import Element, Named, System, systems
@@ -143,15 +143,14 @@ class Sweep(Solver):
         return Momentum(), Averaging()
 
     def init(self, space: Space, values: Any) -> Any:
-        """The parameters, and the values of the losses, which are not known yet."""
-        graph, wide = space.problem.graph, jnp.result_type(float)
-        losses = jnp.zeros(len(graph.losses), wide)
-        asked = jnp.zeros(len(graph.constraints), wide)
-        return tuple(values[: len(graph.parameters)]), losses, asked
+        """The parameters, and how far sets are from what is computed, which is not known yet."""
+        graph = space.problem.graph
+        asked = jnp.zeros(len(graph.constraints), jnp.result_type(float))
+        return tuple(values[: len(graph.parameters)]), asked
 
     def step(self, space: Space, carry: Any) -> tuple[Any, Array]:
         """A forward pass, and the way back."""
-        latent, *_ = carry
+        latent, _ = carry
         graph = space.problem.graph
         problem = space.problem.restarted(onto_sets(space.problem, latent, convex=False))
         moves, distances = self._moves(problem)
@@ -161,25 +160,25 @@ class Sweep(Solver):
         )
         end = tuple(onto_sets(problem, end, convex=True))
         asked = problem.stacked({c: d for c, d in distances.items() if isinstance(c, Membership)})
-        return (end, problem.losses(problem.start), asked), problem.stacked(distances)
+        return (end, asked), problem.stacked(distances)
 
     def values(self, space: Space, carry: Any) -> Any:
         """The parameters, and what a forward pass makes of them."""
         return space.problem.restarted(self.settled(space, carry[0])).values
 
     def ending(self, space: Space, carry: Any) -> Ending:
-        """The parameters, how far the sets' operands are from them, and the losses.
+        """The parameters, and how far the sets' operands are from them.
 
-        Losses, and sets of what is computed, are those of the forward pass of the last step.
+        Sets of what is computed are those of the forward pass of the last step.
         """
-        end, losses, asked = carry
+        end, asked = carry
         problem = space.problem
         own = parameter_sets(problem.graph)
         env = dict(zip(problem.graph.parameters, self.settled(space, end), strict=True))
         left = {c: problem.project_alone(c, env).distance for c in own}
         inside = np.array([c in left for c in problem.graph.constraints], bool)
         gaps = jnp.where(inside, problem.stacked(left), asked)
-        return Ending(end, gaps, losses)
+        return Ending(end, gaps)
 
     def settled(self, space: Space, parameters: Sequence[Array]) -> Sequence[Array]:
         """The projections of parameters onto their sets."""
@@ -199,22 +198,19 @@ class Sweep(Solver):
         own = set(parameter_sets(graph))
         outputs = [c for c in graph.constraints if c.out is None and c not in own]
         # All that is not along the last axis of what an output constraint reads.
-        rows = sum(math.prod(c.shapes[0][:-1]) for c in graph.losses or outputs) or 1
+        rows = graph.rows or sum(math.prod(c.shapes[0][:-1]) for c in outputs) or 1
         scales = _relative_scales(problem)
         moves: dict[Variable, Array] = {}
         distances: dict[Constraint, Array] = {}
         residuals: dict[Variable, Array] = {}
         direct: dict[Edge, Moment] = {}
+        penalties: list[Loss] = []
         asked_in_all = _wide(0.0)
         for c in outputs:
-            operands = problem.operands(c, problem.start)
-            if c in scales:
-                operands[-1] = scales[c]
-            weights = [
-                max(weight_of[base] for base in view.bases) / self.strength if view else None
-                for view in (dict(c.reads).get(i) for i in range(len(c.operands)))
-            ]
-            answer = c.rule.project(c.params, operands, None, Weights(tuple(weights), None))
+            if isinstance(c, Loss) and c.penalty:
+                penalties.append(c)
+                continue
+            answer, operands = self._answer(problem, c, scales, problem.start, weight_of)
             distances[c] = _wide(0.0)
             for i, view in c.reads:
                 moment = answer.moments[i]
@@ -255,7 +251,65 @@ class Sweep(Solver):
                 by = self.decay * enough * (1 - factor) * factor * length
                 decayed = by.astype(v.dtype) * problem.start[v]
                 moves[v] -= decayed.astype(moves[v].dtype)
+        self._penalise(problem, penalties, scales, moves, distances, solved, factor)
         return moves, distances
+
+    def _answer(
+        self,
+        problem: Problem,
+        c: Constraint,
+        scales: Mapping[Constraint, Array],
+        values: Mapping[Variable, Array],
+        weight_of: Mapping[Variable, Any],
+    ) -> tuple[Projection, list[Array]]:
+        """The projection onto an output constraint, and what it reads."""
+        operands = problem.operands(c, values)
+        if c in scales:
+            operands[-1] = scales[c]
+        views = (c.views.get(i) for i in range(len(c.operands)))
+        weights = tuple(
+            functools.reduce(jnp.maximum, [weight_of[base] for base in view.bases]) / self.strength
+            if view
+            else None
+            for view in views
+        )
+        return c.rule.project(c.params, operands, None, Weights(weights, None)), operands
+
+    def _penalise(
+        self,
+        problem: Problem,
+        penalties: Sequence[Loss],
+        scales: Mapping[Constraint, Array],
+        moves: dict[Variable, Array],
+        distances: dict[Constraint, Array],
+        solved: "Sequence[_Solution]",
+        factor: Array,
+    ) -> None:
+        """Project what losses made of parameters onto the penalties that are on them.
+
+        A step that promises ``gain`` and has the squared length ``squares`` is one along the
+        gradient with the weight ``gain / squares``; so much a parameter weighs against a penalty.
+        Where no loss moves a parameter, it weighs what it does in the metric.
+        """
+        gains: dict[Variable, Array] = {}
+        squares: dict[Variable, Array] = {}
+        for solution in solved:
+            for v, _ in solution.moves:
+                gains[v] = gains.get(v, 0.0) + factor * solution.gain
+                squares[v] = squares.get(v, 0.0) + jnp.square(factor) * solution.squares
+        weight_of = dict(problem.weight_of)
+        for v, gain in gains.items():
+            # Where nothing is gained nothing moves; a penalty then waits, too.
+            weight = jnp.where(gain > 0, gain / jnp.where(gain > 0, squares[v], 1), 1e20)
+            weight_of[v] = self.strength * weight.astype(v.dtype)
+        values = {v: x + moves[v] if v in moves else x for v, x in problem.start.items()}
+        for c in penalties:
+            answer, _ = self._answer(problem, c, scales, values, weight_of)
+            moments = {(c, i): m for i in c.views if (m := answer.moments[i]) is not None}
+            agreed, distances[c] = problem.agreed(moments, values), _wide(0.0)
+            for v, value in agreed.items():
+                distances[c] = distances[c] + _wide(jnp.sum(jnp.square(value - values[v])))
+                values[v], moves[v] = value, value - problem.start[v]
 
     def _solve_system(
         self, system: System, rows: int, weight_of: Mapping[Variable, Any]
@@ -354,17 +408,23 @@ def _divided(matrix: Implicit, root: float) -> Implicit:
 
 
 def _relative_scales(problem: Problem) -> dict[Constraint, Array]:
-    """The scales of the losses, of which the largest is 1.
+    """The scales of the losses, by which the terms of the heaviest have the mean weight 1.
 
-    Which of them are larger counts, not how large they all are: the mean of the losses of n samples
-    asks for what the loss of a batch of them asks for.
+    How heavy they are in relation to each other counts, not how heavy they all are: the mean of the
+    losses of n samples asks for what the loss of a batch of them asks for.
     """
-    own = {c: problem.operands(c, problem.start)[-1] for c in problem.graph.losses}
-    largest = functools.reduce(
-        jnp.maximum, (_wide(jnp.max(scale)) for scale in own.values()), _wide(0.0)
-    )
-    largest = jnp.where(largest > 0, largest, 1)
-    return {c: scale / largest.astype(scale.dtype) for c, scale in own.items()}
+    graph = problem.graph
+    sizes, own = graph.program.objective.sizes, {c: problem.data[c.scale] for c in graph.losses}
+    weights, means = [], []
+    for c in [c for c in graph.losses if not c.penalty] or graph.losses:
+        terms = jnp.abs(own[c].reshape(-1)[: sizes[c.scale].terms])
+        weights.append(_wide(jnp.sum(terms)))
+        means.append(weights[-1] / jnp.maximum(1, jnp.sum(terms > 0)))
+    if not means:
+        return {}
+    mean = jnp.stack(means)[jnp.argmax(jnp.stack(weights))]
+    mean = jnp.where(mean > 0, mean, 1)
+    return {c: scale / mean.astype(scale.dtype) for c, scale in own.items()}
 
 
 def _wide(x: Any) -> Array:

@@ -10,8 +10,8 @@ is dropped.
 """
 
 import functools
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,8 @@ from pjax_trace.custom import constrain_p, loss_p
 from pjax_trace.errors import MissingRuleError, TraceError
 from pjax_trace.match import claim_functions
 from pjax_trace.narrow import narrow_sums
-from pjax_trace.program import Equation, Program, Value, needed_equations
+from pjax_trace.objective import find_objective
+from pjax_trace.program import Equation, Objective, Program, Value, needed_equations
 from pjax_trace.recorder import Recorder
 from pjax_trace.registry import paired, translate
 from pjax_trace.translation import Outcome, Refuse, Rewrite
@@ -174,7 +175,8 @@ def trace_program(
     *,
     names: Sequence[str],
     source: str = "",
-    roots: Collection[Any] | None = (),
+    kept: Literal["outputs", "all", "objective"] = "outputs",
+    has_aux: bool = False,
     claim: bool = True,
     lift: bool = True,
 ) -> Program:
@@ -186,14 +188,15 @@ def trace_program(
         data: the same for the data.
         names: what to call the inputs, parameters first.
         source: what to say of equations that are not on a line of the user's.
-        roots: the primitives of output constraints. What none of them needs is dead code, but for
-            what the function makes of a loss on the way to its own outputs. Without roots,
-            everything that the function returns is kept; None keeps all there is.
+        kept: what is not dead code: what the outputs need; all there is; or what the objective
+            and sets need.
+        has_aux: whether only the first output is the objective; the others are the program's.
         claim: whether rules may claim whole functions.
         lift: whether scans are lifted over time, or each is kept as one operation.
 
     Raises:
-        TraceError: if a loop or branch of Python depends on a variable.
+        TraceError: if a loop or branch of Python depends on a variable, or there is no scalar that
+            can be the objective.
     """
     try:
         closed = jax.make_jaxpr(function)(list(parameters), list(data))
@@ -217,6 +220,13 @@ def trace_program(
         for position, (var, name) in enumerate(zip(jaxpr.invars, names, strict=True))
     ]
     outputs = interpreter.walk(jaxpr, closed.consts, inputs, source=source)
+    objective = None
+    if kept == "objective":
+        objective = find_objective(
+            recorder, inputs[: len(parameters)], outputs, source or "the function", has_aux
+        )
+        outputs = outputs[1:] if has_aux else []
+        recorder.equations = _live(recorder, outputs, objective)
     if claim:
         recorder.equations = claim_functions(recorder, trace_program)
         recorder.equations = narrow_sums(recorder, outputs, interpreter.walk)
@@ -224,9 +234,10 @@ def trace_program(
         tuple(inputs[: len(parameters)]),
         tuple(inputs[len(parameters) :]),
         recorder.constants,
-        tuple(recorder.equations) if roots is None else _live(recorder, outputs, roots),
+        tuple(recorder.equations if kept == "all" else _live(recorder, outputs, objective)),
         tuple(outputs),
         recorder.feedback,
+        objective or Objective(),
     )
 
 
@@ -238,7 +249,7 @@ def _trace_body(
     names = [f"input {i}" for i in range(len(shapes))]
     count = len(parameters)
     program = trace_program(
-        function, shapes[:count], shapes[count:], names=names, roots=None, lift=False
+        function, shapes[:count], shapes[count:], names=names, kept="all", lift=False
     )
     for e in program.equations:
         if e.primitive in (loss_p, constrain_p):
@@ -250,17 +261,15 @@ def _trace_body(
 
 
 def _live(
-    recorder: Recorder, outputs: Sequence[Value], roots: Collection[Any]
-) -> tuple[Equation, ...]:
-    """Dead-code elimination.
-
-    A returned value that comes from no loss (an accuracy, say) asks for no projection rule, so
-    the function's own outputs keep alive only what they make of a loss.
-    """
-    losses: set[Value] = set()
-    for equation in recorder.equations:
-        if equation.primitive is loss_p or not losses.isdisjoint(equation.inputs):
-            losses.update(equation.outputs)
-    roots_of = {e for e in recorder.equations if e.primitive in roots}
-    needed = {value for value in outputs if value in losses or not roots}
-    return tuple(needed_equations(recorder.equations, recorder.feedback, needed, roots_of))
+    recorder: Recorder, outputs: Sequence[Value], objective: Objective | None
+) -> list[Equation]:
+    """Dead-code elimination: of the objective, its losses, sets and data count as outputs do."""
+    values, roots = set(outputs), set()
+    if objective is not None:
+        values |= objective.reads
+        roots = {
+            e
+            for e in recorder.equations
+            if e.primitive is constrain_p or not set(e.outputs).isdisjoint(objective.scales)
+        }
+    return needed_equations(recorder.equations, recorder.feedback, values, roots)

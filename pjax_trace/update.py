@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool
 
 from pjax_trace.acceleration import Acceleration
 from pjax_trace.graph import ConsensusGraph, Constraint
-from pjax_trace.info import Info, State
+from pjax_trace.info import Auxiliary, Info, State
 from pjax_trace.metric import Metric
 from pjax_trace.problem import Problem
 from pjax_trace.signature import Signature
@@ -47,6 +47,7 @@ def run_update(
     plan: Plan,
     graph: ConsensusGraph,
     signature: Signature,
+    aux: Auxiliary | None,
     parameters: Sequence[Array],
     state: State,
     data: Sequence[Any],
@@ -67,7 +68,7 @@ def run_update(
     ends = list(ending.parameters)
     finite = _all_finite((*ends, history, ending.gaps))
     suspects, find = _suspects(space, signature, start, history, ending.gaps, ends)
-    info = _info(graph, solver, ending, history, steps, finite, suspects, find)
+    info = _info(problem, aux, solver, ending, history, steps, finite, suspects, find)
     new: Sequence[Array] = ends
     kept = []
     for acceleration, memory in zip(plan.acceleration, state.memory, strict=True):
@@ -141,7 +142,8 @@ def _iterate(plan: Plan, space: Space) -> tuple[Any, Array, Array]:
 
 
 def _info(
-    graph: ConsensusGraph,
+    problem: Problem,
+    aux: Auxiliary | None,
     solver: Solver,
     ending: Any,
     history: Array,
@@ -151,6 +153,7 @@ def _info(
     find: Callable[[], Array],
 ) -> Info:
     """What there is to say of an update."""
+    graph = problem.graph
     constraints, hard = graph.constraints, np.flatnonzero(graph.hard)
     # A forward pass has gaps of sets only.
     having = [i for i in hard if solver.gaps or constraints[i].out is None]
@@ -166,11 +169,13 @@ def _info(
     return Info(
         gap=jnp.sqrt(jnp.sum(gaps)),
         distances=jnp.sqrt(gaps),
-        loss_values=ending.losses,
+        loss_values=problem.losses,
         moved=jnp.sqrt(last[np.array(moving, int)]),
         history=jnp.where(taken, moved, jnp.nan),
         steps=steps,
         finite=finite,
+        aux_arrays=tuple(_as_returned(problem.auxiliary, aux)),
+        auxiliary=aux,
         culprit=jax.lax.cond(finite, lambda: jnp.zeros((), jnp.int32), find),
         names=tuple(constraints[i].name for i in having),
         loss_names=tuple(c.name for c in graph.losses),
@@ -178,6 +183,23 @@ def _info(
         sources=tuple(constraints[i].source for i in having),
         suspects=suspects,
     )
+
+
+def _as_returned(arrays: Sequence[Array], aux: Auxiliary | None) -> list[Array]:
+    """Auxiliary outputs in the types that the function gave them.
+
+    Booleans of variables are relaxed to reals in a traced program, complex numbers are pairs.
+    """
+    shapes = [] if aux is None else aux.shapes[1:]
+
+    def back(x: Array, dtype: Any) -> Array:
+        if x.dtype == dtype:
+            return jnp.asarray(x)
+        if dtype == bool:
+            return x > 0.5
+        return jax.lax.complex(x[0], x[1]) if jnp.issubdtype(dtype, jnp.complexfloating) else x
+
+    return [back(x, s.dtype) for x, s in zip(arrays, shapes, strict=True)]
 
 
 def _suspects(

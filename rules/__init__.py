@@ -7,6 +7,7 @@ from pjax_trace.rules import linear as linear
 from pjax_trace.rules import logic as logic
 from pjax_trace.rules import maximum as maximum
 from pjax_trace.rules import norms as norms
+from pjax_trace.rules import objectives as objectives
 from pjax_trace.rules import pooling as pooling
 from pjax_trace.rules import softmax as softmax
 from pjax_trace.rules import sorting as sorting

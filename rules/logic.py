@@ -42,6 +42,7 @@ class TruthTable(Rule):
     family = "discrete"
     exactness = "exact, the nearest of few points"
     elementwise = True
+    relaxed = True
 
     def __init__(self, function: Callable[..., float]):
         self._function = function
@@ -83,6 +84,7 @@ class Choice(Rule):
     family = "discrete"
     exactness = "exact, the nearest of few cases"
     elementwise = True
+    relaxed = True
 
     def apply(self, params: Params, *operands: Array) -> Array:
         """The choice; numbers other than 0 and 1 count as what they are nearer to."""
