@@ -10,8 +10,6 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from pjax_trace import _compat
 from pjax_trace.colour import colour
@@ -247,9 +245,7 @@ class _Builder:
 def _live(program: Program) -> set[Equation]:
     """The equations that output constraints see as variables, not behind a stop_gradient."""
     scales = program.objective.scales
-    roots = {
-        e for e in program.equations if e.primitive is constrain_p or e.outputs[0] in scales
-    }
+    roots = {e for e in program.equations if e.primitive is constrain_p or e.outputs[0] in scales}
     values = () if roots else program.outputs
 
     def through(equation: Equation) -> bool:

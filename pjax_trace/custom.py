@@ -32,7 +32,7 @@ from pjax_trace.rule import (
     Weights,
     projection_of,
 )
-from pjax_trace.translation import Outcome, Refuse, Translation, projected
+from pjax_trace.translation import Outcome, Refuse, Rewrite, Translation, projected
 
 __all__ = [
     "BatchedRule",
@@ -224,10 +224,22 @@ def _batched(
 
 
 def _translate(params: Params, _: Sequence[Any], variable: Flags) -> Outcome:
-    outcome = projected(params["rule"], dict(params["params"]), variable)
-    if isinstance(outcome, Refuse):
-        return Refuse("only the first argument may depend on variables; all others must be data")
-    return outcome
+    rule, own = params["rule"], dict(params["params"])
+    outcome = projected(rule, own, variable)
+    if not isinstance(outcome, Refuse):
+        return outcome
+    function = _written(rule, own, variable)
+    if function is not None:
+        return Rewrite(function)
+    return Refuse("only the first argument may depend on variables; all others must be data")
+
+
+def _written(rule: Any, params: Params, variable: Flags) -> Callable[..., Array] | None:
+    """A function with a rule of its own as plain JAX code, if its rule can say that."""
+    if isinstance(rule, BatchedRule):
+        inner = _written(rule.inner, params, variable)
+        return inner and jax.vmap(inner, rule.axes)
+    return rule.written(params, variable) if hasattr(rule, "written") else None
 
 
 def _new(name: str) -> Any:

@@ -98,14 +98,17 @@ def explanation(
 
     problems: list[str] = []
     try:
-        program = traced("objective")
-        if not any(e.primitive in OUTPUTS for e in program.equations):
-            problems.append(
-                "There is no output constraint, so there is nothing to solve for: use a loss of "
-                "pjax_trace.losses on what the function computes, or pjax_trace.constrain. What "
-                "its outputs alone compile to:"
-            )
-            program = traced("outputs")
+        try:
+            program = traced("objective")
+            if not any(e.primitive in OUTPUTS for e in program.equations):
+                raise TraceError(
+                    "There is no output constraint, so there is nothing to solve for: return a "
+                    "scalar that depends on the parameters, or call pjax_trace.constrain on what "
+                    "is computed."
+                )
+        except TraceError as error:
+            program = traced("outputs")  # which raises again what is no matter of the objective
+            problems.append(f"{error} What the outputs alone compile to:")
         graph = build_graph(program, strict=False, coloured=coloured)
         graph = coarsen(graph, granularity)
     except TraceError as error:

@@ -1,9 +1,11 @@
 """Losses: output constraints that move scores towards the labels by a proximal step.
 
-To JAX, a loss is an ordinary function: ``jit``, ``grad`` and ``vmap`` see its value. A solver uses
-its proximal step, ``argmin_x λ · loss(x) + ½ ω |x − scores|²``, for every row of scores. If the
-function scales the loss before it returns it, that scales λ: ``0.5 * loss`` halves it, and the mean
-of n losses divides it by n.
+A function may return any scalar, and `project` finds the losses in it; those here check their
+arguments, have a strength λ of their own, and are projected by the operators of `pjax_trace.prox`.
+To JAX each is an ordinary function: ``jit``, ``grad`` and ``vmap`` see its value. A solver uses its
+proximal step, ``argmin_x λ · loss(x) + ½ ω |x − scores|²``, for every row of scores. What the
+function makes of a loss before it returns it scales λ: ``0.5 * loss`` halves it. The mean of the
+losses of n rows, each computed alone, asks for what the loss of all rows asks for.
 """
 
 import dataclasses
@@ -18,9 +20,41 @@ from jaxtyping import Array, ArrayLike, Float, Integer
 from pjax_trace import _compat, prox
 from pjax_trace.custom import call, loss_p
 from pjax_trace.errors import InputError
-from pjax_trace.rule import Arrays, Moment, Params, Projection, Rule, Weights, squared_distance
+from pjax_trace.plain_losses import (
+    absolute_error,
+    binary_cross_entropy,
+    custom,
+    hinge,
+    huber,
+    kl,
+    nll,
+    penalty,
+    scaled,
+)
+from pjax_trace.rule import (
+    Arrays,
+    Flags,
+    Moment,
+    Params,
+    Projection,
+    Rule,
+    Weights,
+    squared_distance,
+)
 
-__all__ = ["cross_entropy", "margin", "squared_error"]
+__all__ = [
+    "absolute_error",
+    "binary_cross_entropy",
+    "cross_entropy",
+    "custom",
+    "hinge",
+    "huber",
+    "kl",
+    "margin",
+    "nll",
+    "penalty",
+    "squared_error",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +66,21 @@ class LossRule(Rule):
     Args:
         value: ``value(scores, targets, *further) -> one loss per row``.
         prox: ``prox(scores, targets, *further, λ per row) -> scores``.
+        reads_targets: whether the value is a function of the targets, too, so that they may move.
     """
 
     value: Callable[..., Array]
     prox: Callable[..., Array]
+    reads_targets: bool = True
 
     family = "loss"
     movable = 1
+
+    def written(self, params: Params, variable: Flags) -> Callable[..., Array] | None:
+        """The loss as plain JAX code, for targets that are variables, too; λ must be data."""
+        if not self.reads_targets or any(variable[2:]):
+            return None
+        return lambda *operands: scaled(self.apply(params, *operands), operands[2])
 
     def apply(self, params: Params, *operands: Array) -> Array:
         """The loss of every row."""
@@ -70,7 +112,7 @@ class LossRule(Rule):
 _CROSS_ENTROPY = LossRule(prox.cross_entropy, prox.prox_cross_entropy)
 _SQUARED_ERROR = LossRule(prox.squared_error, prox.prox_squared_error)
 
-_MARGIN = LossRule(prox.margin, prox.prox_margin)
+_MARGIN = LossRule(prox.margin, prox.prox_margin, reads_targets=False)
 
 
 def cross_entropy(
@@ -189,7 +231,7 @@ def squared_error(
 
 
 def _mean(rule: LossRule, *operands: Array, name: str) -> Array:
-    """The mean of a loss over rows; a row of scores that is batched by vmap is a loss of its own."""
+    """The mean of a loss over rows."""
     return jnp.mean(call(loss_p, rule, *operands, name=name))
 
 

@@ -159,9 +159,11 @@ def _record(
         places[v] = start
         start += math.prod(v.shape)
     last = ordered[-1] if ordered else regions.producers.get(node.roots[0])
+    # The innermost jax.named_scope names it, if there is one.
+    named = last.scope.rpartition("/")[2] if last else ""
     (out,) = recorder.emit(
         loss_p,
-        {"rule": rule, "name": rule.name, "params": ()},
+        {"rule": rule, "name": named if named.isidentifier() else rule.name, "params": ()},
         (*node.roots, *data),
         (True,),
         scope=last.scope if last else "",

@@ -45,7 +45,7 @@ def is_quadratic(
     rng = np.random.default_rng(0)
 
     def draw(dtype: Any) -> Any:
-        if dtype == bool or jnp.issubdtype(dtype, jnp.integer):
+        if jnp.issubdtype(dtype, jnp.bool_) or jnp.issubdtype(dtype, jnp.integer):
             return jnp.asarray(rng.integers(0, 2), dtype)
         return jnp.asarray(rng.uniform(0.5, 2), dtype)
 

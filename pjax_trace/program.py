@@ -114,6 +114,7 @@ class Objective:
             part in the objective, in which elements of weight 0 do not count, finite or not; and
             what is left of the objective.
         """
+
         def function(nodes: list[Array]) -> Array:
             own = dict(zip(self.scales, nodes, strict=True))
             inner = {
@@ -123,8 +124,9 @@ class Objective:
             for equation in self.tail:
                 operands = [inner[v] if v in inner else env[v] for v in equation.inputs]
                 inner.update(zip(equation.outputs, equation.evaluate(*operands), strict=True))
-            ends = [jnp.sum(inner[v]) for v in self.outputs]
-            return sum(ends, jnp.zeros((), jnp.result_type(float)))
+            wide = jnp.result_type(float)
+            ends = (jnp.sum(inner[v]).astype(wide) for v in self.outputs)
+            return sum(ends, jnp.zeros((), wide))
 
         zeros = [jnp.zeros(v.shape, v.dtype) for v in self.scales]
         rest, pull = jax.vjp(function, zeros)

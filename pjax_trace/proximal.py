@@ -231,6 +231,7 @@ class Joint(ObjectiveRule):
     """Any other function of the roots: Newton's method in a trust region, for all of it."""
 
     exactness = "to 1e-4 of the objective; a local minimum if not convex"
+    coupled = True
 
     def minimum(
         self, lams: Arrays, goals: Arrays, omegas: Sequence[Any], data: Arrays

@@ -1,4 +1,4 @@
-"""Parts of a program behind its layers: the linear tail of an objective, and what is in front of it.
+"""Parts of a program behind its layers: the linear tail of an objective, and its terms.
 
 Equations are told apart by what JAX finds in them, not by their names: whether they are linear in
 what moves, whether they act on every element alone, whether they mix two arrays.
@@ -146,24 +146,37 @@ class Regions:
             return not rule.relaxed
         if e.outcome is None or isinstance(e.outcome, Refuse):
             return False  # a layer cannot be it, but a loss can
-        if type(rule).target is not Rule.target and not rule.relaxed:
-            return True
         moving = [v for v in e.inputs if v.variable]
+        if type(rule).target is not Rule.target and not rule.relaxed:
+            return all(map(self._activates, moving))  # else a sign that a formula reckons with
         arrays = [v for v in e.inputs if v.shape and jnp.issubdtype(v.dtype, jnp.inexact)]
         if not self.is_pointwise(e):
             return not e.is_view and len(arrays) > 1
         pure = [v for v in moving if v in self._pure]
         if pure and any(v not in pure for v in (*moving, *arrays)):
             return True
-        several = len(set(moving)) > 1
-        return several and all(map(self._of_layers, moving)) and self.is_linear(e)
+        layers = [self._layers_of(v) for v in moving]
+        several = all(layers) and len(set().union(*layers)) > 1
+        return several and self.is_linear(e)
 
-    def _of_layers(self, value: Value) -> bool:
-        """Whether a value is what a layer puts out, or a part of it."""
+    def _activates(self, value: Value) -> bool:
+        """Whether a value is made of one layer, element by element."""
+        if self.is_layer(value):
+            return True
+        e = self.producers[value]
+        moving = {v for v in e.inputs if v.variable}
+        single = len(moving) == 1 and (e.is_view or self.is_pointwise(e))
+        return single and self._activates(*moving)
+
+    def _layers_of(self, value: Value) -> set[Value]:
+        """The layers that a value is a part of; none if it is anything else."""
         e = self.producers.get(value)
-        if self.is_layer(value) or e is None or not e.is_view:
-            return self.is_layer(value)
-        return all(self._of_layers(v) for v in e.inputs if v.variable)
+        if self.is_layer(value):
+            return {value}
+        if e is None or not e.is_view:
+            return set()
+        parts = [self._layers_of(v) for v in e.inputs if v.variable]
+        return set().union(*parts) if all(parts) else set()
 
     def term(self, value: Value, visited: Collection[Value]) -> Term:
         """How a value comes about; ``visited`` are other values that the objective is linear in."""

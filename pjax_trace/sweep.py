@@ -24,9 +24,10 @@ from pjax_trace.feasible import onto_sets, parameter_sets
 from pjax_trace.graph import ConsensusGraph, Constraint, Loss, Membership
 from pjax_trace.index import Index
 from pjax_trace.linear import Implicit
+from pjax_trace.outputs import answer, penalise, relative_scales, wide
 from pjax_trace.problem import Edge, Problem
 from pjax_trace.ridge import solve_ridge
-from pjax_trace.rule import Moment, Projection, Weights
+from pjax_trace.rule import Moment
 from pjax_trace.solver import Ending, Solver
 from pjax_trace.spaces import Space
 from pjax_trace.systems import Element, Named, System, systems
@@ -199,30 +200,24 @@ class Sweep(Solver):
         outputs = [c for c in graph.constraints if c.out is None and c not in own]
         # All that is not along the last axis of what an output constraint reads.
         rows = graph.rows or sum(math.prod(c.shapes[0][:-1]) for c in outputs) or 1
-        scales = _relative_scales(problem)
+        scales = relative_scales(problem)
+        penalties = [c for c in outputs if isinstance(c, Loss) and c.penalty]
         moves: dict[Variable, Array] = {}
         distances: dict[Constraint, Array] = {}
         residuals: dict[Variable, Array] = {}
         direct: dict[Edge, Moment] = {}
-        penalties: list[Loss] = []
-        asked_in_all = _wide(0.0)
-        for c in outputs:
-            if isinstance(c, Loss) and c.penalty:
-                penalties.append(c)
-                continue
-            answer, operands = self._answer(problem, c, scales, problem.start, weight_of)
-            distances[c] = _wide(0.0)
+        asked_in_all = wide(0.0)
+        for c in [c for c in outputs if c not in penalties]:
+            said = answer(problem, c, scales, problem.start, weight_of, self.strength)
+            distances[c] = wide(0.0)
             for i, view in c.reads:
-                moment = answer.moments[i]
-                assert moment is not None
-                residual = moment.first / moment.mass - operands[i]
-                squares = _wide(jnp.sum(jnp.square(residual)))
+                squares = wide(jnp.sum(jnp.square(said.asked[i])))
                 distances[c] = distances[c] + squares
                 if all(base.parameter for base in view.bases):
                     # What is said of parameters themselves is no matter of rows: it is done.
-                    direct[c, i] = moment
+                    direct[c, i] = said.moments[i]
                 else:
-                    ask(problem, residuals, view, residual)
+                    ask(problem, residuals, view, said.asked[i])
                     asked_in_all = asked_in_all + squares
         for variable, value in problem.agreed(direct, problem.start).items():
             moves[variable] = value - problem.start[variable]
@@ -231,9 +226,9 @@ class Sweep(Solver):
         joined, single = systems(asked.readers, asked.elements)
         solved = [self._solve_system(system, rows, weight_of) for system in joined]
         solved += [self._solve_element(e, problem.start, rows, weight_of) for e in single]
-        factor, enough = _wide(1.0), min(1, rows / _ENOUGH_ROWS)
+        factor, enough = wide(1.0), min(1, rows / _ENOUGH_ROWS)
         if self.share is not None:
-            promised = sum((solution.gain for solution in solved), _wide(0.0))
+            promised = sum((solution.gain for solution in solved), wide(0.0))
             allowed = self.share * math.sqrt(enough) * asked_in_all
             factor = jnp.where(promised > allowed, allowed / promised, 1.0)
         for solution in solved:
@@ -251,65 +246,15 @@ class Sweep(Solver):
                 by = self.decay * enough * (1 - factor) * factor * length
                 decayed = by.astype(v.dtype) * problem.start[v]
                 moves[v] -= decayed.astype(moves[v].dtype)
-        self._penalise(problem, penalties, scales, moves, distances, solved, factor)
-        return moves, distances
-
-    def _answer(
-        self,
-        problem: Problem,
-        c: Constraint,
-        scales: Mapping[Constraint, Array],
-        values: Mapping[Variable, Array],
-        weight_of: Mapping[Variable, Any],
-    ) -> tuple[Projection, list[Array]]:
-        """The projection onto an output constraint, and what it reads."""
-        operands = problem.operands(c, values)
-        if c in scales:
-            operands[-1] = scales[c]
-        views = (c.views.get(i) for i in range(len(c.operands)))
-        weights = tuple(
-            functools.reduce(jnp.maximum, [weight_of[base] for base in view.bases]) / self.strength
-            if view
-            else None
-            for view in views
-        )
-        return c.rule.project(c.params, operands, None, Weights(weights, None)), operands
-
-    def _penalise(
-        self,
-        problem: Problem,
-        penalties: Sequence[Loss],
-        scales: Mapping[Constraint, Array],
-        moves: dict[Variable, Array],
-        distances: dict[Constraint, Array],
-        solved: "Sequence[_Solution]",
-        factor: Array,
-    ) -> None:
-        """Project what losses made of parameters onto the penalties that are on them.
-
-        A step that promises ``gain`` and has the squared length ``squares`` is one along the
-        gradient with the weight ``gain / squares``; so much a parameter weighs against a penalty.
-        Where no loss moves a parameter, it weighs what it does in the metric.
-        """
         gains: dict[Variable, Array] = {}
         squares: dict[Variable, Array] = {}
         for solution in solved:
             for v, _ in solution.moves:
                 gains[v] = gains.get(v, 0.0) + factor * solution.gain
                 squares[v] = squares.get(v, 0.0) + jnp.square(factor) * solution.squares
-        weight_of = dict(problem.weight_of)
-        for v, gain in gains.items():
-            # Where nothing is gained nothing moves; a penalty then waits, too.
-            weight = jnp.where(gain > 0, gain / jnp.where(gain > 0, squares[v], 1), 1e20)
-            weight_of[v] = self.strength * weight.astype(v.dtype)
-        values = {v: x + moves[v] if v in moves else x for v, x in problem.start.items()}
-        for c in penalties:
-            answer, _ = self._answer(problem, c, scales, values, weight_of)
-            moments = {(c, i): m for i in c.views if (m := answer.moments[i]) is not None}
-            agreed, distances[c] = problem.agreed(moments, values), _wide(0.0)
-            for v, value in agreed.items():
-                distances[c] = distances[c] + _wide(jnp.sum(jnp.square(value - values[v])))
-                values[v], moves[v] = value, value - problem.start[v]
+        pulls = {v: gain / jnp.where(gain > 0, squares[v], 1) for v, gain in gains.items()}
+        distances.update(penalise(problem, penalties, scales, moves, pulls, self.strength))
+        return moves, distances
 
     def _solve_system(
         self, system: System, rows: int, weight_of: Mapping[Variable, Any]
@@ -328,7 +273,7 @@ class Sweep(Solver):
         ridge = solve_ridge(matrices, target, self.damping, self.rank, system.rows)
         steps = [step / root for step, root in zip(ridge.steps, roots, strict=True)]
         count = max(1, sum(c.count for c in columns))
-        total = functools.reduce(jnp.add, (_wide(c.squares) for c in columns))
+        total = functools.reduce(jnp.add, (wide(c.squares) for c in columns))
         size = jnp.sqrt(total / count).astype(target.dtype)
         fan = sum(map(len, steps))
         size = jnp.maximum(size, math.sqrt(2 / max(1, fan)))
@@ -342,15 +287,15 @@ class Sweep(Solver):
                 for c, step, divisor in zip(columns, steps, divisors, strict=True)
             )
             gain = functools.reduce(jnp.add, gains)
-        moves, squares = [], _wide(0.0)
+        moves, squares = [], wide(0.0)
         for c, step, divisor in zip(columns, steps, divisors, strict=True):
             moves.append((c.variable, c.place(factor * step / divisor)))
             lengths = jnp.sum(jnp.square(step), 0, keepdims=True) / divisor**2
-            squares = squares + _wide(jnp.sum(jnp.square(factor) * lengths))
-        length = jnp.sqrt(squares / max(1, sum(x.size for x in steps))) / _wide(size)
+            squares = squares + wide(jnp.sum(jnp.square(factor) * lengths))
+        length = jnp.sqrt(squares / max(1, sum(x.size for x in steps))) / wide(size)
         # What is only added has columns of constants, and does not decay.
         decaying = [c.variable for c in columns if not c.constant]
-        return _Solution(moves, squares, _wide(gain) / more, length, decaying, system.label)
+        return _Solution(moves, squares, wide(gain) / more, length, decaying, system.label)
 
     def _solve_element(
         self,
@@ -366,9 +311,9 @@ class Sweep(Solver):
         step = jnp.maximum(1, readers / rows) * e.gradient / jnp.where(total > 0, total, 1)
         size = jnp.maximum(rms([values[e.variable]]), math.sqrt(2 / max(1, e.fan)))
         step = self._trusted(size, e.fan, [step], 1 / weight, False) * step
-        gain = _wide(jnp.sum(step * e.gradient))
-        squares = _wide(jnp.sum(jnp.square(step)))
-        return _Solution([(e.variable, step)], squares, gain, _wide(0.0), [], e.label)
+        gain = wide(jnp.sum(step * e.gradient))
+        squares = wide(jnp.sum(jnp.square(step)))
+        return _Solution([(e.variable, step)], squares, gain, wide(0.0), [], e.label)
 
     def _trusted(
         self, size: Array, fan: int, steps: Sequence[Array], factor: float, per_unit: bool
@@ -405,28 +350,3 @@ class _Solution(NamedTuple):
 
 def _divided(matrix: Implicit, root: float) -> Implicit:
     return matrix if root == 1 else jax.tree.map(lambda x: x / root, matrix)
-
-
-def _relative_scales(problem: Problem) -> dict[Constraint, Array]:
-    """The scales of the losses, by which the terms of the heaviest have the mean weight 1.
-
-    How heavy they are in relation to each other counts, not how heavy they all are: the mean of the
-    losses of n samples asks for what the loss of a batch of them asks for.
-    """
-    graph = problem.graph
-    sizes, own = graph.program.objective.sizes, {c: problem.data[c.scale] for c in graph.losses}
-    weights, means = [], []
-    for c in [c for c in graph.losses if not c.penalty] or graph.losses:
-        terms = jnp.abs(own[c].reshape(-1)[: sizes[c.scale].terms])
-        weights.append(_wide(jnp.sum(terms)))
-        means.append(weights[-1] / jnp.maximum(1, jnp.sum(terms > 0)))
-    if not means:
-        return {}
-    mean = jnp.stack(means)[jnp.argmax(jnp.stack(weights))]
-    mean = jnp.where(mean > 0, mean, 1)
-    return {c: scale / mean.astype(scale.dtype) for c, scale in own.items()}
-
-
-def _wide(x: Any) -> Array:
-    """In the type that sums over layers are kept in, which may be of several."""
-    return jnp.asarray(x, jnp.result_type(float))

@@ -66,7 +66,7 @@ def run_update(
     carry, history, steps = _iterate(plan, space)
     ending = solver.ending(space, carry)
     ends = list(ending.parameters)
-    finite = _all_finite((*ends, history, ending.gaps))
+    finite = _all_finite((*ends, history, ending.gaps, problem.losses))
     suspects, find = _suspects(space, signature, start, history, ending.gaps, ends)
     info = _info(problem, aux, solver, ending, history, steps, finite, suspects, find)
     new: Sequence[Array] = ends
@@ -195,7 +195,7 @@ def _as_returned(arrays: Sequence[Array], aux: Auxiliary | None) -> list[Array]:
     def back(x: Array, dtype: Any) -> Array:
         if x.dtype == dtype:
             return jnp.asarray(x)
-        if dtype == bool:
+        if jnp.issubdtype(dtype, jnp.bool_):
             return x > 0.5
         return jax.lax.complex(x[0], x[1]) if jnp.issubdtype(dtype, jnp.complexfloating) else x
 
@@ -225,6 +225,7 @@ def _suspects(
         for c in graph.constraints
         if c.out is not None
     ]
+    arrays += [(c.label, x) for c, x in zip(graph.losses, problem.losses, strict=True)]
     updates = [
         (f"the update of {n}", x) for n, x in zip(signature.parameter_names, ends, strict=True)
     ]

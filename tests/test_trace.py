@@ -12,7 +12,6 @@ import pytest
 
 import pjax_trace as pjax
 from pjax_trace import _compat
-from pjax_trace.build import OUTPUTS
 from pjax_trace.trace import trace_program
 from tests.models import LABELS, MODELS
 from tests.problems import problem_of
@@ -21,7 +20,7 @@ HERE = Path(__file__).name
 CONSTANT = np.asarray([1.0, 2.0, 3.0], np.float32)
 
 
-def trace(function, parameters, data=(), *, roots=()):
+def trace(function, parameters, data=(), *, kept="outputs"):
     """A program of lists of parameters and data, and the names of its primitives."""
     names = [f"p{i}" for i in range(len(parameters))] + [f"d{i}" for i in range(len(data))]
     program = trace_program(
@@ -29,7 +28,7 @@ def trace(function, parameters, data=(), *, roots=()):
         list(parameters),
         list(data),
         names=names,
-        roots=roots,
+        kept=kept,
     )
     return program, [e.primitive.name for e in program.equations]
 
@@ -223,7 +222,7 @@ def test_source_lines_are_not_those_of_a_library(name):
 
 
 def test_a_source_line_of_a_library_is_better_than_none():
-    program = trace_program(optax.apply_updates, [X], [X], names=["x", "step"], roots=None)
+    program = trace_program(optax.apply_updates, [X], [X], names=["x", "step"], kept="all")
     assert all("optax" in equation.source for equation in program.equations)
 
 
@@ -354,7 +353,7 @@ def test_roots():
         loss = pjax.losses.squared_error(x[None], d[None])
         return jnp.sin(x), 3.0 * loss
 
-    _, names = trace(function, (X,), (Y,), roots=OUTPUTS)
+    _, names = trace(function, (X,), (Y,), kept="objective")
     assert "sin" not in names and "mul" in names
 
 

@@ -1,0 +1,146 @@
+"""What losses and sets ask for in a sweep: of what layers put out, and of parameters themselves."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pjax_trace.graph import Constraint, Loss
+from pjax_trace.problem import Problem
+from pjax_trace.rule import Moment, Weights
+from pjax_trace.view import Variable
+
+__all__ = ["Answer", "answer", "penalise", "relative_scales", "wide"]
+
+_STILL = 1e20  # the weight of what is not to move
+
+
+class Answer(NamedTuple):
+    """What an output constraint says of its operands, by position: moments, and differences."""
+
+    moments: dict[int, Moment]
+    asked: dict[int, Array]
+
+
+def answer(
+    problem: Problem,
+    c: Constraint,
+    scales: Mapping[Constraint, Array],
+    values: Mapping[Variable, Array],
+    weight_of: Mapping[Variable, Any],
+    strength: float,
+) -> Answer:
+    """Project onto an output constraint, every λ being ``strength`` times what its scale says."""
+    operands = problem.operands(c, values)
+    if c in scales:
+        operands[-1] = scales[c]
+    weights: list[Any] = [None] * len(operands)
+    for i, view in c.reads:
+        weights[i] = functools.reduce(_larger, (weight_of[b] for b in view.bases)) / strength
+    projection = c.rule.project(c.params, operands, None, Weights(tuple(weights), None))
+    moments = {i: m for i, _ in c.reads if (m := projection.moments[i]) is not None}
+    asked = {i: m.first / m.mass - operands[i] for i, m in moments.items()}
+    return Answer(moments, _along_gradient(c, operands, asked) if c.rule.coupled else asked)
+
+
+def _larger(one: Any, other: Any) -> Any:
+    return max(one, other) if isinstance(one + other, float) else jnp.maximum(one, other)
+
+
+def _along_gradient(
+    c: Constraint, operands: Sequence[Array], asked: Mapping[int, Array]
+) -> dict[int, Array]:
+    """A step of the same length, against the gradient of a loss.
+
+    A proximal step of several operands together counts on all of them arriving. What layers cannot
+    do for one sample as for another, they do in the mean where the gradient is zero.
+    """
+    numbers = tuple(asked)
+
+    def value(*own: Array) -> Array:
+        moved = dict(zip(numbers, own, strict=True))
+        known = [moved.get(i, x) for i, x in enumerate(operands[:-1])]
+        terms = c.rule.apply(c.params, *known)
+        return jnp.sum(jnp.where(operands[-1] != 0, operands[-1] * terms, 0))
+
+    places = tuple(range(len(numbers)))
+    slopes = jax.grad(value, places)(*(operands[i] for i in numbers))
+    length, slope = (
+        sum(wide(jnp.sum(jnp.square(x))) for x in xs) for xs in (asked.values(), slopes)
+    )
+    factor = jnp.sqrt(length / jnp.where(slope > 0, slope, 1))
+    return {i: -factor.astype(s.dtype) * s for i, s in zip(numbers, slopes, strict=True)}
+
+
+def penalise(
+    problem: Problem,
+    penalties: Sequence[Loss],
+    scales: Mapping[Constraint, Array],
+    moves: dict[Variable, Array],
+    pulls: Mapping[Variable, Array],
+    strength: float,
+) -> dict[Constraint, Array]:
+    """Move parameters by the penalties on them, from where losses have moved them.
+
+    A step that promises ``gain`` and has the squared length ``squares`` is one along the gradient
+    with the weight ``gain / squares``; so much a parameter weighs against a penalty. Where no loss
+    moves a parameter, it weighs what it does in the metric.
+
+    Args:
+        problem: the graph and its forward pass.
+        penalties: losses that read nothing but parameters.
+        scales: of all losses.
+        moves: what parameters move by; changed by what penalties move them.
+        pulls: the weight of every parameter that a loss has moved, 0 where nothing is gained.
+        strength: multiplies λ.
+
+    Returns:
+        The squared distance moved for each penalty.
+    """
+    weight_of = dict(problem.weight_of)
+    for v, pull in pulls.items():
+        weight_of[v] = strength * jnp.where(pull > 0, pull, _STILL).astype(v.dtype)
+    values = {v: x + moves[v] if v in moves else x for v, x in problem.start.items()}
+    distances: dict[Constraint, Array] = {}
+    moved = {b for c in penalties for _, view in c.reads for b in view.bases if b in pulls}
+    free = [c for c in penalties if all(moved.isdisjoint(view.bases) for _, view in c.reads)]
+    # Penalties that meet nothing else agree; others follow one another, so that zeros stay zeros.
+    for group in ([free] if free else []) + [[c] for c in penalties if c not in free]:
+        moments = {}
+        for c in group:
+            said = answer(problem, c, scales, values, weight_of, strength)
+            moments.update({(c, i): moment for i, moment in said.moments.items()})
+            distances[c] = wide(0.0)
+            for asked in said.asked.values():
+                distances[c] = distances[c] + wide(jnp.sum(jnp.square(asked)))
+        for v, value in problem.agreed(moments, values).items():
+            moves[v], values[v] = value - problem.start[v], value
+    return distances
+
+
+def relative_scales(problem: Problem) -> dict[Constraint, Array]:
+    """The scales of the losses, by which the terms of the heaviest have the mean weight 1.
+
+    How heavy they are in relation to each other counts, not how heavy they all are: the mean of the
+    losses of n samples asks for what the loss of a batch of them asks for.
+    """
+    graph = problem.graph
+    sizes, own = graph.program.objective.sizes, {c: problem.data[c.scale] for c in graph.losses}
+    weights, means = [], []
+    for c in [c for c in graph.losses if not c.penalty] or graph.losses:
+        terms = jnp.abs(own[c].reshape(-1)[: sizes[c.scale].terms])
+        weights.append(wide(jnp.sum(terms)))
+        means.append(weights[-1] / jnp.maximum(1, wide(jnp.sum(terms > 0))))
+    if not means:
+        return {}
+    mean = jnp.stack(means)[jnp.argmax(jnp.stack(weights))]
+    mean = jnp.where(mean > 0, mean, 1)
+    return {c: scale / mean.astype(scale.dtype) for c, scale in own.items()}
+
+
+def wide(x: Any) -> Float[Array, "..."]:
+    """In the type that sums over layers are kept in, which may be of several."""
+    return jnp.asarray(x, jnp.result_type(float))
