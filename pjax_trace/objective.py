@@ -9,7 +9,9 @@ a node is projected onto is decided by its equations, see `pjax_trace.proximal`.
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -135,10 +137,11 @@ def _is_read(equations: Sequence[Equation], inner: set[Equation], loss: Value) -
 
 
 def _grouped(terms: Sequence[Term]) -> list[_Node]:
-    """Terms of the same roots together."""
-    nodes: dict[frozenset[Value], _Node] = {}
-    for term in terms:
-        node = nodes.setdefault(frozenset(term.roots), _Node([], list(term.roots)))
+    """Terms of the same roots together, but for kinds that follow others as well."""
+    nodes: dict[Any, _Node] = {}
+    for term in sorted(terms, key=lambda term: bool(term.kind and term.kind.follows)):
+        alone = term.kind if term.kind and term.kind.follows else None
+        node = nodes.setdefault((frozenset(term.roots), alone), _Node([], list(term.roots)))
         node.terms.append(term)
     return list(nodes.values())
 
@@ -160,10 +163,10 @@ def _record(
         start += math.prod(v.shape)
     last = ordered[-1] if ordered else regions.producers.get(node.roots[0])
     # The innermost jax.named_scope names it, if there is one.
-    named = last.scope.rpartition("/")[2] if last else ""
+    named = re.findall(r"\w+", last.scope) if last else []
     (out,) = recorder.emit(
         loss_p,
-        {"rule": rule, "name": named if named.isidentifier() else rule.name, "params": ()},
+        {"rule": rule, "name": named[-1] if named else rule.name, "params": ()},
         (*node.roots, *data),
         (True,),
         scope=last.scope if last else "",

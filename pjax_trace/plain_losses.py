@@ -149,7 +149,7 @@ def kl(
     *,
     lam: ArrayLike = 1.0,
 ) -> Float[Array, ""]:
-    """The mean over rows of the divergence ``Σ t (log t − log softmax(x))`` of Kullback and Leibler.
+    """The mean over rows of ``Σ t (log t − log softmax(x))``, the Kullback–Leibler divergence.
 
     Args:
         logits: classes on the last axis.

@@ -78,6 +78,8 @@ class ObjectiveRule(Rule):
     family = "loss"
     granularity = "block"
     name: ClassVar[str] = "loss"
+    # Whether its operator after that of other terms of the same root is the one of their sum.
+    follows: ClassVar[bool] = False
 
     @staticmethod
     def of(

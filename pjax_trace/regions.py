@@ -144,7 +144,7 @@ class Regions:
         rule = e.outcome.rule if isinstance(e.outcome, Project) else Rule()
         if e.primitive is function_p:
             return not rule.relaxed
-        if e.outcome is None or isinstance(e.outcome, Refuse):
+        if not _projects(e):
             return False  # a layer cannot be it, but a loss can
         moving = [v for v in e.inputs if v.variable]
         if type(rule).target is not Rule.target and not rule.relaxed:
@@ -182,13 +182,15 @@ class Regions:
         """How a value comes about; ``visited`` are other values that the objective is linear in."""
         if self.is_layer(value):
             return Term(value, (value,))
-        e = self.producers[value]
+        e, deep = self.producers[value], self._deep(value)
+        if any(inner.primitive is loss_p or not _projects(inner) for inner in deep.equations):
+            return deep  # what is in front of it cannot be a layer
         for kind, root, equations in self._recognised(e):
             between = {v for own in equations for v in own.inputs if v.variable} - {root}
             apart = root not in visited and visited.isdisjoint(between)
             if self.is_layer(root) or apart:
                 return Term(value, (root,), tuple(equations), kind)
-        return self._deep(value)
+        return deep
 
     def _recognised(self, e: Equation) -> list[tuple[Any, Value, list[Equation]]]:
         found = []
@@ -256,6 +258,11 @@ class Regions:
             return False
         few = sum(math.prod(v.shape) for v in e.outputs) <= math.prod(moving[0].shape)
         return few and not self.is_pointwise(e)
+
+
+def _projects(e: Equation) -> bool:
+    """Whether an equation can be one of a layer."""
+    return e.outcome is not None and not isinstance(e.outcome, Refuse)
 
 
 def _split(e: Equation) -> Callable[..., list[Any]]:

@@ -77,6 +77,7 @@ class Norm(ObjectiveRule):
 
     name = "norm"
     granularity = "group"
+    follows = True
 
     @staticmethod
     def recognise(e: Equation, producers: Producers) -> Found:

@@ -181,7 +181,7 @@ def test_bad_labels(loss):
 
 def test_labels_out_of_range_that_only_turn_up_when_it_runs():
     train = pjax.project(lambda s, y: losses.cross_entropy(s, y), steps=1, schedule="parallel")
-    with pytest.raises(pjax.NonFiniteError, match="the projection onto cross_entropy"):
+    with pytest.raises(pjax.NonFiniteError, match="in cross_entropy at"):
         train(S, LABELS.at[0].set(7))
     assert bool(jnp.isnan(jax.jit(losses.cross_entropy)(S, LABELS.at[0].set(7))))
 

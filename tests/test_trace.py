@@ -147,10 +147,11 @@ def test_dead_code_is_gone():
     graph = projected.trace(X, Y)
     primitives = {e.primitive.name for e in graph.program.equations}
     assert primitives.isdisjoint({"sort", "fft", "argmax"})
-    assert "mul" in primitives  # the scale of the loss is kept
+    assert "mul" not in primitives  # the scale of the loss is in the tail of the objective
+    assert "mul" in {e.primitive.name for e in graph.program.objective.tail}
     assert [c.name for c in graph.constraints] == ["squared_error"]
     projected(X, Y)
-    # Without roots everything that is returned is kept, and only that.
+    # Without an objective everything that is returned is kept, and only that.
     _, names = trace(lambda x: (x * 2.0, jnp.sort(x))[0], (X,))
     assert names == ["mul"]
 
@@ -348,13 +349,14 @@ def test_python_branches_are_refused():
         ).trace(X)
 
 
-def test_roots():
+def test_the_objective_is_kept():
     def function(x, d):
         loss = pjax.losses.squared_error(x[None], d[None])
         return jnp.sin(x), 3.0 * loss
 
-    _, names = trace(function, (X,), (Y,), kept="objective")
-    assert "sin" not in names and "mul" in names
+    program, names = trace(function, (X,), (Y,), kept="objective")
+    assert names == ["broadcast_in_dim", "broadcast_in_dim", "loss"]
+    assert "mul" in {e.primitive.name for e in program.objective.tail}
 
 
 # What the rules and the tracer read of JAX's jaxprs. When one of these fails, JAX has changed.
