@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pjax_trace.graph import Constraint, Loss
+from pjax_trace.minimise import minimise_elements
 from pjax_trace.problem import Problem
 from pjax_trace.rule import Moment, Weights
 from pjax_trace.view import Variable
@@ -40,39 +41,46 @@ def answer(
     weights: list[Any] = [None] * len(operands)
     for i, view in c.reads:
         weights[i] = functools.reduce(_larger, (weight_of[b] for b in view.bases)) / strength
+    if isinstance(c, Loss) and c.rule.coupled and not c.penalty:
+        return _against_gradient(c, operands, weights)
     projection = c.rule.project(c.params, operands, None, Weights(tuple(weights), None))
     moments = {i: m for i, _ in c.reads if (m := projection.moments[i]) is not None}
-    asked = {i: m.first / m.mass - operands[i] for i, m in moments.items()}
-    return Answer(moments, _along_gradient(c, operands, asked) if c.rule.coupled else asked)
+    return Answer(moments, {i: m.first / m.mass - operands[i] for i, m in moments.items()})
 
 
 def _larger(one: Any, other: Any) -> Any:
     return max(one, other) if isinstance(one + other, float) else jnp.maximum(one, other)
 
 
-def _along_gradient(
-    c: Constraint, operands: Sequence[Array], asked: Mapping[int, Array]
-) -> dict[int, Array]:
-    """A step of the same length, against the gradient of a loss.
+def _against_gradient(c: Constraint, operands: Sequence[Array], weights: Sequence[Any]) -> Answer:
+    """The proximal step of a loss along its gradient: the best step against that.
 
     A proximal step of several operands together counts on all of them arriving. What layers cannot
     do for one sample as for another, they do in the mean where the gradient is zero.
     """
-    numbers = tuple(asked)
+    numbers = tuple(c.views)
+    start, scale = [operands[i] for i in numbers], operands[-1]
 
     def value(*own: Array) -> Array:
         moved = dict(zip(numbers, own, strict=True))
         known = [moved.get(i, x) for i, x in enumerate(operands[:-1])]
         terms = c.rule.apply(c.params, *known)
-        return jnp.sum(jnp.where(operands[-1] != 0, operands[-1] * terms, 0))
+        return jnp.sum(jnp.where(scale != 0, scale * terms, 0))
 
-    places = tuple(range(len(numbers)))
-    slopes = jax.grad(value, places)(*(operands[i] for i in numbers))
-    length, slope = (
-        sum(wide(jnp.sum(jnp.square(x))) for x in xs) for xs in (asked.values(), slopes)
-    )
-    factor = jnp.sqrt(length / jnp.where(slope > 0, slope, 1))
-    return {i: -factor.astype(s.dtype) * s for i, s in zip(numbers, slopes, strict=True)}
+    slopes = jax.grad(value, tuple(range(len(numbers))))(*start)
+    # As in layers, a slope that is not finite counts as nothing; of rows that are masked, say.
+    slopes = [jnp.where(jnp.isfinite(s), s, 0) for s in slopes]
+    ways = [-s / weights[i] for i, s in zip(numbers, slopes, strict=True)]
+
+    def along(step: Array) -> Array:
+        return value(*(x + step.astype(x.dtype) * d for x, d in zip(start, ways, strict=True)))
+
+    squares = [jnp.sum(weights[i] * jnp.square(d)) for i, d in zip(numbers, ways, strict=True)]
+    weight = functools.reduce(jnp.add, squares)
+    step = minimise_elements(along, jnp.zeros((), weight.dtype), jnp.where(weight > 0, weight, 1))
+    asked = {i: step.astype(d.dtype) * d for i, d in zip(numbers, ways, strict=True)}
+    moments = {i: Moment(weights[i] * (operands[i] + asked[i]), weights[i]) for i in numbers}
+    return Answer(moments, asked)
 
 
 def penalise(

@@ -9,14 +9,15 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from pjax_trace.minimise import minimise, minimise_elements
+from pjax_trace.minimise import minimise, minimise_elements, slopes
 from pjax_trace.orders import is_quadratic
 from pjax_trace.program import Equation, Value
 from pjax_trace.rule import (
@@ -31,6 +32,9 @@ from pjax_trace.rule import (
 )
 
 __all__ = ["Elementwise", "Joint", "Linear", "ObjectiveRule", "Quadratic", "Region"]
+
+
+_TRIED = 1_000_000  # elements of a region that are drawn to see whether its rows are apart
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,8 +70,8 @@ class ObjectiveRule(Rule):
     """A loss node; its value is all of its terms and linear roots in a row.
 
     Its operands are the roots, the data, and, for the projection, the weight λ of every element of
-    its value. A subclass minimises ``Σ λ_j T_j(x) + ½ ω |x − goal|²``; what the objective reads of
-    a root as it is has been added to the goal.
+    its value. A subclass minimises ``Σ λ_j T_j(x) + ½ ω |x − goal|²``. Where it ``shifts``, what
+    the objective reads of a root as it is has been added to the goal, and is none of its terms.
 
     Args:
         region: the equations.
@@ -78,6 +82,7 @@ class ObjectiveRule(Rule):
     family = "loss"
     granularity = "block"
     name: ClassVar[str] = "loss"
+    shifts: ClassVar[bool] = True
     # Whether its operator after that of other terms of the same root is the one of their sum.
     follows: ClassVar[bool] = False
 
@@ -95,7 +100,7 @@ class ObjectiveRule(Rule):
             v.shape == root.shape for e in region.equations for v in e.outputs
         )
         if not alike or not all(map(pointwise, region.equations)):
-            return Joint(region)
+            return Joint(region, _parts(region))
         return Quadratic(region) if _is_quadratic(region) else Elementwise(region)
 
     @property
@@ -127,12 +132,16 @@ class ObjectiveRule(Rule):
         ends = itertools.accumulate(math.prod(v.shape) for v in values)
         parts = jnp.split(scale, list(ends)[:-1])
         lams = [p.reshape(v.shape) for p, v in zip(parts, values, strict=True)]
-        pulls = dict(zip(self.region.linear, lams[len(self.region.terms) :], strict=True))
-        goals = [
-            x - (pulls[v] / omega).astype(x.dtype) if v in pulls else x
-            for v, x, omega in zip(self.region.roots, roots, omegas, strict=True)
-        ]
-        moved = self.minimum(lams[: len(self.region.terms)], goals, omegas, data)
+        goals = list(roots)
+        if self.shifts:
+            nonlinear = len(self.region.terms)
+            pulls = dict(zip(self.region.linear, lams[nonlinear:], strict=True))
+            lams = lams[:nonlinear]
+            goals = [
+                x - (pulls[v] / omega).astype(x.dtype) if v in pulls else x
+                for v, x, omega in zip(self.region.roots, roots, omegas, strict=True)
+            ]
+        moved = self.minimum(lams, goals, omegas, data)
         moments = [Moment(w * x, w) for x, w in zip(moved, omegas, strict=True)]
         distance = sum(map(squared_distance, omegas, moved, roots))
         return Projection((*moments, *(None,) * (len(operands) - 1 - count)), None, distance)  # pyright: ignore
@@ -145,18 +154,15 @@ class ObjectiveRule(Rule):
 
     def total(self, lams: Arrays, data: Arrays) -> Callable[[Arrays], Array]:
         """``Σ λ_j T_j``, in which a term of weight 0 counts for nothing, finite or not."""
+        return lambda roots: _added(map(jnp.sum, self.weighed(lams, roots, data)))
 
-        def function(roots: Arrays) -> Array:
-            terms = self.region(roots, data)
-            return functools.reduce(
-                jnp.add,
-                (
-                    jnp.sum(jnp.where(lam != 0, lam * term, 0))
-                    for lam, term in zip(lams, terms, strict=True)
-                ),
-            )
-
-        return function
+    def weighed(self, lams: Arrays, roots: Arrays, data: Arrays) -> list[Array]:
+        """``λ_j T_j``, and what is read of roots as they are unless that was added to the goal."""
+        terms = self.region(roots, data)
+        if not self.shifts:
+            env = dict(zip(self.region.roots, roots, strict=True))
+            terms += [env[v] for v in self.region.linear]
+        return [jnp.where(w != 0, w * t, 0) for w, t in zip(lams, terms, strict=True)]
 
     def convex_part(
         self, lams: Arrays, goals: Arrays, omegas: Sequence[Any], data: Arrays
@@ -202,8 +208,7 @@ class Quadratic(ObjectiveRule):
     ) -> Sequence[Array]:
         """``goal − f'(goal) / (ω + f'')``; of what bends down, a step along the gradient."""
         (goal,), (omega,) = goals, omegas
-        slope = jax.grad(lambda x: self.total(lams, data)([x]))
-        first, second = jax.jvp(slope, (goal,), (jnp.ones_like(goal),))
+        first, second = slopes(lambda x: _added(self.weighed(lams, [x], data)), goal)
         return [goal - first / (omega + jnp.maximum(second, 0))]
 
 
@@ -212,6 +217,7 @@ class Elementwise(ObjectiveRule):
 
     granularity = "element"
     exactness = "to rounding; a local minimum if not convex"
+    shifts = False
 
     def minimum(
         self, lams: Arrays, goals: Arrays, omegas: Sequence[Any], data: Arrays
@@ -219,27 +225,83 @@ class Elementwise(ObjectiveRule):
         """By `pjax_trace.minimise.minimise_elements`."""
 
         def function(x: Array) -> Array:
-            terms = zip(lams, self.region([x], data), strict=True)
-            return functools.reduce(
-                jnp.add, (jnp.where(lam != 0, lam * term, 0) for lam, term in terms)
-            )
+            return _added(self.weighed(lams, [x], data))
 
         (goal,), (omega,) = goals, omegas
         counts = functools.reduce(jnp.logical_or, (lam != 0 for lam in lams))
         return [jnp.where(counts, minimise_elements(function, goal, omega), goal)]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Joint(ObjectiveRule):
-    """Any other function of the roots: Newton's method in a trust region, for all of it."""
+    """Any other function of the roots: Newton's method in a trust region.
+
+    Args:
+        region: the equations.
+        parts: how many there are along the first axis that have nothing to do with each other.
+    """
+
+    parts: int = 1
 
     exactness = "to 1e-4 of the objective; a local minimum if not convex"
     coupled = True
+    shifts = False
 
     def minimum(
         self, lams: Arrays, goals: Arrays, omegas: Sequence[Any], data: Arrays
     ) -> Sequence[Array]:
         """By `pjax_trace.minimise.minimise`."""
-        return minimise(self.total(lams, data), goals, omegas)
+
+        def cost(rows: Arrays) -> Array:
+            roots = [x.reshape(g.shape) for x, g in zip(rows, goals, strict=True)]
+            counted = self.weighed(lams, roots, data)
+            return _added(jnp.sum(x.reshape(self.parts, -1), 1) for x in counted)
+
+        rows = [g.reshape(self.parts, -1) for g in goals]
+        moved = minimise(cost, rows, omegas)
+        counts = [jnp.any(lam.reshape(self.parts, -1) != 0, 1) for lam in lams]
+        counted = functools.reduce(jnp.logical_or, counts)[:, None]
+        return [
+            jnp.where(counted, x, row).reshape(g.shape)
+            for x, row, g in zip(moved, rows, goals, strict=True)
+        ]
+
+
+def _parts(region: Region) -> int:
+    """The length of the first axis if no term depends on roots in another row, else 1.
+
+    That is seen from the gradient of the terms of one row at a random point.
+    """
+    values = (*region.roots, *region.terms)
+    count = values[0].shape[0] if values[0].shape else 1
+    size = sum(math.prod(v.shape) for v in (*values, *region.data))
+    if count == 1 or size > _TRIED or any(v.shape[:1] != (count,) for v in values):
+        return 1
+    rng = np.random.default_rng(0)
+
+    def draw(v: Value) -> np.ndarray:
+        if jnp.issubdtype(v.dtype, jnp.inexact):
+            return rng.normal(size=v.shape).astype(v.dtype)
+        return rng.integers(0, 2, v.shape).astype(v.dtype)
+
+    @jax.jit
+    def leaks(roots: Arrays, data: Arrays, weights: Arrays) -> Array:
+        def part(roots: Arrays) -> Array:
+            terms = zip(weights, region(roots, data), strict=True)
+            return _added(jnp.sum(w[0] * t[0]) for w, t in terms)
+
+        slopes = jax.grad(part)(list(roots))
+        return jnp.any(jnp.stack([jnp.any(~(x[1:] == 0)) for x in slopes]))
+
+    try:
+        with jax.ensure_compile_time_eval():
+            for _ in range(2):
+                drawn = ([draw(v) for v in vs] for vs in (region.roots, region.data, region.terms))
+                if leaks(*drawn):
+                    return 1
+    except Exception:  # data that cannot be drawn, as random keys
+        return 1
+    return count
 
 
 def _is_quadratic(region: Region) -> bool:
@@ -249,3 +311,7 @@ def _is_quadratic(region: Region) -> bool:
         return region([x], data)
 
     return is_quadratic(function, [v.dtype for v in region.data], region.roots[0].dtype)
+
+
+def _added(arrays: Iterable[Array]) -> Array:
+    return functools.reduce(jnp.add, arrays)

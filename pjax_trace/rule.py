@@ -116,8 +116,8 @@ class Rule:
         smooth: whether rows that share operands can be projected jointly by linearising them.
         convex: whether it is a set that is known to be convex.
         relaxed: whether it does for reals what is done with booleans: a comparison, a selection.
-        coupled: whether it is a loss whose operands move for each other's sake. A sweep then goes
-            against its gradient, as far as the proximal step goes.
+        coupled: whether it is a loss whose operands move for each other's sake. A sweep then takes
+            the best step against its gradient.
         wrapper: what a rule that is made of another one, its ``inner``, makes of it.
     """
 

@@ -130,7 +130,9 @@ def test_non_finite_data_are_named():
 def test_no_output_constraint():
     message = refused(pjax.TraceError, "no output constraint", lambda w, x: jnp.sum(x), W, X)
     assert "scalar" in message and "constrain" in message
-    refused(pjax.TraceError, "scalar of a floating-point type.*as for jax.grad", lambda w, x: w, W, X)
+    refused(
+        pjax.TraceError, "scalar of a floating-point type.*as for jax.grad", lambda w, x: w, W, X
+    )
     refused(pjax.TraceError, "2 arrays.*has_aux=True", lambda w, x: (jnp.sum(w), x), W, X)
 
     def only_data(w, x, y):
