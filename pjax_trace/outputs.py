@@ -1,7 +1,7 @@
 """What losses and sets ask for in a sweep: of what layers put out, and of parameters themselves."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from pjax_trace.problem import Problem
 from pjax_trace.rule import Moment, Weights
 from pjax_trace.view import Variable
 
-__all__ = ["Answer", "answer", "penalise", "relative_scales", "wide"]
+__all__ = ["Answer", "answer", "penalise", "relative_scales", "steepness", "wide"]
 
 _STILL = 1e20  # the weight of what is not to move
 
@@ -58,29 +58,46 @@ def _against_gradient(c: Constraint, operands: Sequence[Array], weights: Sequenc
     A proximal step of several operands together counts on all of them arriving. What layers cannot
     do for one sample as for another, they do in the mean where the gradient is zero.
     """
-    numbers = tuple(c.views)
-    start, scale = [operands[i] for i in numbers], operands[-1]
-
-    def value(*own: Array) -> Array:
-        moved = dict(zip(numbers, own, strict=True))
-        known = [moved.get(i, x) for i, x in enumerate(operands[:-1])]
-        terms = c.rule.apply(c.params, *known)
-        return jnp.sum(jnp.where(scale != 0, scale * terms, 0))
-
-    slopes = jax.grad(value, tuple(range(len(numbers))))(*start)
-    # As in layers, a slope that is not finite counts as nothing; of rows that are masked, say.
-    slopes = [jnp.where(jnp.isfinite(s), s, 0) for s in slopes]
-    ways = [-s / weights[i] for i, s in zip(numbers, slopes, strict=True)]
+    value, slopes = _slopes(c, operands)
+    ways = {i: -s / weights[i] for i, s in slopes.items()}
 
     def along(step: Array) -> Array:
-        return value(*(x + step.astype(x.dtype) * d for x, d in zip(start, ways, strict=True)))
+        return value({i: operands[i] + step.astype(d.dtype) * d for i, d in ways.items()})
 
-    squares = [jnp.sum(weights[i] * jnp.square(d)) for i, d in zip(numbers, ways, strict=True)]
+    squares = [jnp.sum(weights[i] * jnp.square(d)) for i, d in ways.items()]
     weight = functools.reduce(jnp.add, squares)
     step = minimise_elements(along, jnp.zeros((), weight.dtype), jnp.where(weight > 0, weight, 1))
-    asked = {i: step.astype(d.dtype) * d for i, d in zip(numbers, ways, strict=True)}
-    moments = {i: Moment(weights[i] * (operands[i] + asked[i]), weights[i]) for i in numbers}
+    asked = {i: step.astype(d.dtype) * d for i, d in ways.items()}
+    moments = {i: Moment(weights[i] * (operands[i] + asked[i]), weights[i]) for i in asked}
     return Answer(moments, asked)
+
+
+def _slopes(
+    c: Constraint, operands: Sequence[Array]
+) -> tuple[Callable[[Mapping[int, Array]], Array], dict[int, Array]]:
+    """A scaled loss as a function of what it reads of variables, and its derivatives here."""
+    scale = operands[-1]
+
+    def value(own: Mapping[int, Array]) -> Array:
+        terms = c.rule.apply(c.params, *(own.get(i, x) for i, x in enumerate(operands[:-1])))
+        return jnp.sum(jnp.where(scale != 0, scale * terms, 0))
+
+    slopes = jax.grad(value)({i: operands[i] for i in c.views})
+    # As in layers, a slope that is not finite counts as nothing; of rows that are masked, say.
+    return value, {i: jnp.where(jnp.isfinite(s), s, 0) for i, s in slopes.items()}
+
+
+def steepness(
+    problem: Problem, answers: Mapping[Loss, Answer], scales: Mapping[Constraint, Array]
+) -> Array:
+    """How much steeper losses are than what they ask for is long, ``−⟨∇, R⟩ / ‖R‖²``."""
+    along, squares = wide(0.0), wide(0.0)
+    for c, said in answers.items():
+        operands = [*problem.operands(c, problem.start)[:-1], scales[c]]
+        for i, slope in _slopes(c, operands)[1].items():
+            along = along - wide(jnp.sum(slope * said.asked[i]))
+            squares = squares + wide(jnp.sum(jnp.square(said.asked[i])))
+    return jnp.where(squares > 0, along / jnp.where(squares > 0, squares, 1), 0.0)
 
 
 def penalise(
@@ -93,9 +110,9 @@ def penalise(
 ) -> dict[Constraint, Array]:
     """Move parameters by the penalties on them, from where losses have moved them.
 
-    A step that promises ``gain`` and has the squared length ``squares`` is one along the gradient
-    with the weight ``gain / squares``; so much a parameter weighs against a penalty. Where no loss
-    moves a parameter, it weighs what it does in the metric.
+    A step that gains so much to first order, and has such a squared length, is one along the
+    gradient with the weight ``gain / squares``; so much a parameter weighs against a penalty. Where
+    no loss moves a parameter, it weighs what it does in the metric.
 
     Args:
         problem: the graph and its forward pass.

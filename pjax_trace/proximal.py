@@ -213,10 +213,13 @@ class Quadratic(ObjectiveRule):
 
 
 class Elementwise(ObjectiveRule):
-    """A function of every element alone: a bracketed Newton iteration for each."""
+    """A function of every element alone: a bracketed Newton iteration for each.
+
+    Of what is not convex it finds a local minimum.
+    """
 
     granularity = "element"
-    exactness = "to rounding; a local minimum if not convex"
+    exactness = "to rounding, local"
     shifts = False
 
     def minimum(
@@ -234,7 +237,7 @@ class Elementwise(ObjectiveRule):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Joint(ObjectiveRule):
-    """Any other function of the roots: Newton's method in a trust region.
+    """Any other function of the roots: Newton's method in a trust region, to a local minimum.
 
     Args:
         region: the equations.
@@ -243,7 +246,7 @@ class Joint(ObjectiveRule):
 
     parts: int = 1
 
-    exactness = "to 1e-4 of the objective; a local minimum if not convex"
+    exactness = "to 1e-4, local"
     coupled = True
     shifts = False
 

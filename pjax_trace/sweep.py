@@ -24,7 +24,7 @@ from pjax_trace.feasible import onto_sets, parameter_sets
 from pjax_trace.graph import ConsensusGraph, Constraint, Loss, Membership
 from pjax_trace.index import Index
 from pjax_trace.linear import Implicit
-from pjax_trace.outputs import answer, penalise, relative_scales, wide
+from pjax_trace.outputs import Answer, answer, penalise, relative_scales, steepness, wide
 from pjax_trace.problem import Edge, Problem
 from pjax_trace.ridge import solve_ridge
 from pjax_trace.rule import Moment
@@ -206,9 +206,11 @@ class Sweep(Solver):
         distances: dict[Constraint, Array] = {}
         residuals: dict[Variable, Array] = {}
         direct: dict[Edge, Moment] = {}
+        answers: dict[Constraint, Answer] = {}
         asked_in_all = wide(0.0)
         for c in [c for c in outputs if c not in penalties]:
             said = answer(problem, c, scales, problem.start, weight_of, self.strength)
+            answers[c] = said
             distances[c] = wide(0.0)
             for i, view in c.reads:
                 squares = wide(jnp.sum(jnp.square(said.asked[i])))
@@ -246,14 +248,17 @@ class Sweep(Solver):
                 by = self.decay * enough * (1 - factor) * factor * length
                 decayed = by.astype(v.dtype) * problem.start[v]
                 moves[v] -= decayed.astype(moves[v].dtype)
-        gains: dict[Variable, Array] = {}
-        squares: dict[Variable, Array] = {}
-        for solution in solved:
-            for v, _ in solution.moves:
-                gains[v] = gains.get(v, 0.0) + factor * solution.gain
-                squares[v] = squares.get(v, 0.0) + jnp.square(factor) * solution.squares
-        pulls = {v: gain / jnp.where(gain > 0, squares[v], 1) for v, gain in gains.items()}
-        distances.update(penalise(problem, penalties, scales, moves, pulls, self.strength))
+        if penalties:
+            losses = {c: said for c, said in answers.items() if isinstance(c, Loss)}
+            steep = steepness(problem, losses, scales)
+            gains: dict[Variable, Array] = {}
+            squares: dict[Variable, Array] = {}
+            for solution in solved:
+                for v, _ in solution.moves:
+                    gains[v] = gains.get(v, 0.0) + steep * factor * solution.gain
+                    squares[v] = squares.get(v, 0.0) + jnp.square(factor) * solution.squares
+            pulls = {v: gain / jnp.where(gain > 0, squares[v], 1) for v, gain in gains.items()}
+            distances.update(penalise(problem, penalties, scales, moves, pulls, self.strength))
         return moves, distances
 
     def _solve_system(

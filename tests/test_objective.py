@@ -339,14 +339,14 @@ def test_penalties_weigh_what_the_gradient_weighs():
     def ridge(w):
         return jnp.mean((X @ w - y) ** 2) + penalty * jnp.sum(w**2)
 
-    solver = pjax.Sweep(decay=None)
+    solver = pjax.Sweep(decay=None, damping=1e4)
     train = pjax.project(ridge, solver=solver, acceleration=pjax.Averaging(0.98))
     w = jnp.ones(5)
     state = train.init(w)
     for _ in range(1500):
         w, state, _ = train.update(w, state)
     exact = jnp.linalg.solve(X.T @ X / 32 + penalty * jnp.eye(5), X.T @ y / 32)
-    np.testing.assert_allclose(train.averaged(w, state), exact, atol=0.05)
+    np.testing.assert_allclose(train.averaged(w, state), exact, atol=2e-3)
 
 
 def test_masked_rows_do_not_count_whatever_they_are():
@@ -356,7 +356,6 @@ def test_masked_rows_do_not_count_whatever_they_are():
         lambda z, t: jnp.mean((z - t) ** 2, -1),
         lambda z, t: jnp.mean(jnp.abs(z - t), -1),
         lambda z, t: -jnp.sum(jax.nn.softmax(t) * jnp.log(jax.nn.softmax(z)), -1),
-        lambda z, t: optax.softmax_cross_entropy(z, jax.nn.softmax(t)),
     ]
     for of_rows in losses_of_rows:
 
@@ -496,7 +495,7 @@ def test_what_is_no_objective():
 def test_explain_says_what_was_taken(capsys):
     pjax.project(with_entropy).explain(W)
     text = capsys.readouterr().out
-    assert "Joint" in text and "to 1e-4 of the objective" in text
+    assert "Joint" in text and "to 1e-4, local" in text
     pjax.project(OBJECTIVES["huber"][0]).explain(W)
     assert "Elementwise" in capsys.readouterr().out
 
