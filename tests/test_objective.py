@@ -355,7 +355,7 @@ def test_masked_rows_do_not_count_whatever_they_are():
     losses_of_rows = [
         lambda z, t: jnp.mean((z - t) ** 2, -1),
         lambda z, t: jnp.mean(jnp.abs(z - t), -1),
-        lambda z, t: -jnp.sum(jax.nn.softmax(t) * jnp.log(jax.nn.softmax(z)), -1),
+        lambda z, t: jnp.log(1 + jnp.sum((z - t) ** 2, -1)),
     ]
     for of_rows in losses_of_rows:
 
