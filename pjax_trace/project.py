@@ -30,6 +30,7 @@ def project(
     copies: bool | None = None,
     tol: float | None = None,
     donate: bool = False,
+    trainable: Any = None,
 ) -> Projected:
     """Solve for the variables of a function by projections, as ``jax.grad`` differentiates by them.
 
@@ -66,6 +67,11 @@ def project(
         donate: whether ``update`` gives the buffers of parameters and state to their successors,
             which saves memory. The old ones are then gone, but those that a failed update leaves
             are in its error.
+        trainable: which of the parameters' floating-point arrays move; the others stay as they
+            are. A function of a path (such as ``"model.layers[0].weight"``) and a
+            `jax.ShapeDtypeStruct`, or a tree of booleans of which the parameters are a refinement.
+            Default: all. Of a Flax NNX module only what is an ``nnx.Param`` can move, and nothing
+            of an ``equinox.nn.State``.
 
     Returns:
         A `Projected`: call it as ``params, info = projected(params, *args)``, or keep state with
@@ -161,4 +167,4 @@ def project(
     accelerations = tuple(map(acceleration_of, (acceleration,) if single else acceleration))
     product = schedule == "product"
     plan = Plan(solver, steps, metric, accelerations, product, copies, tol)
-    return Projected(fn, argnums, plan, granularity or "row", schedule, donate)
+    return Projected(fn, argnums, plan, granularity or "row", schedule, donate, trainable)

@@ -19,23 +19,21 @@ from pjax_trace.graph import ConsensusGraph
 from pjax_trace.info import Info, State
 from pjax_trace.problem import Problem
 from pjax_trace.signature import (
+    Numbers,
     Signature,
-    check_parameters,
-    is_moving,
-    is_shape,
-    kind_of,
+    check_alive,
     mismatch,
+    parameters_in,
+    remember,
     shapes_of,
+    strong,
 )
 from pjax_trace.spaces import space_of
 from pjax_trace.trace import trace_program
+from pjax_trace.trainable import Leaf, closed, is_shape, opened
 from pjax_trace.update import Plan, run_update
 
 __all__ = ["Projected"]
-
-
-# As many kinds of calls are remembered, to know the next one of a kind at once.
-_REMEMBERED = 64
 
 
 class Projected:
@@ -49,6 +47,7 @@ class Projected:
         granularity: Any,
         schedule: str,
         donate: bool,
+        trainable: Any = None,
     ):
         functools.update_wrapper(self, fn, updated=())
         self._fn = fn
@@ -57,6 +56,8 @@ class Projected:
         self._granularity = granularity
         self._schedule = schedule
         self._several = isinstance(argnums, tuple)
+        self._trainable = trainable
+        self._numbers_seen = Numbers()
         self._signatures: dict[Any, Signature] = {}
         self._structures: dict[Any, Any] = {}
         self._donate = donate
@@ -88,18 +89,20 @@ class Projected:
         Raises:
             InputError: if ``params`` has no floating-point array, or integer ones outside modules.
         """
-        check_parameters(params)
+        found = self._leaves(params)
         zero = functools.partial(jnp.zeros, (), jnp.int32)
         leaves = [
-            jnp.zeros(x.shape, x.dtype) if is_shape(x) else jnp.asarray(x)
-            for x in jax.tree.leaves(self._moving(params))
+            jnp.zeros(x.shape, x.dtype) if is_shape(x) else strong(x)
+            for those in found.values()
+            for _, x, why in those
+            if not why
         ]
         memory = tuple(a.init(leaves) for a in self._plan.acceleration)
         latent = ()
         if args or kwargs:
             graph = self._graph(*self._split(self._insert(params, args), kwargs))
             latent = tuple(leaves) if self._plan.solver.keeps_latent(graph) else ()
-        return State(zero(), zero(), memory, latent, self._structure(shapes_of(params)))
+        return State(zero(), zero(), memory, latent, self._structure(shapes_of(found)))
 
     def averaged(self, params: PyTree, state: State) -> PyTree:
         """The parameters with their averages in the places of the floating-point arrays.
@@ -111,7 +114,7 @@ class Projected:
         Raises:
             InputError: if there is no `Averaging` among the accelerations, or the shapes differ.
         """
-        self._check_state("averaged", shapes_of(params), state)
+        self._check_state("averaged", shapes_of(self._leaves(params)), state)
         kept = [
             acceleration.average(memory)
             for acceleration, memory in zip(self._plan.acceleration, state.memory, strict=True)
@@ -197,7 +200,7 @@ class Projected:
             leaves, tree = jax.tree.flatten(memory)
             names = tuple(type(a).__name__ for a in accelerations)
             found = shapes, names, (str(tree), *(x.shape for x in leaves))
-            _remember(self._structures, shapes, found)
+            remember(self._structures, shapes, found)
         return found
 
     def _check_state(self, method: str, shapes: Any, state: Any) -> None:
@@ -216,20 +219,24 @@ class Projected:
 
     def _places(self, params: Any) -> dict[int, Any]:
         """The parameters by position among the function's arguments, in their order."""
-        if not self._several:
-            return {0: params}
+        params = params if self._several else (params,)
         return dict(sorted(zip(self._numbers(), params, strict=True), key=lambda place: place[0]))
 
-    def _moving(self, params: Any) -> dict[int, Any]:
-        """The arrays among the parameters, in the order of the function's arguments."""
-        return eqx.filter(self._places(params), is_moving)
+    def _leaves(self, params: Any) -> dict[int, list[Leaf]]:
+        """What the arguments with parameters hold, by their numbers."""
+        said = self._trainable
+        by_place = self._several and isinstance(said, tuple)
+        trainable = self._places(said) if by_place else dict.fromkeys(self._numbers(), said)
+        return parameters_in(self._places(params), self._fn, trainable)
 
     def _combine(self, params: Any, arrays: Sequence[Array]) -> Any:
         """Parameters with other arrays."""
-        moving, fixed = eqx.partition(self._places(params), is_moving)
-        new = eqx.combine(jax.tree.unflatten(jax.tree.structure(moving), arrays), fixed)
+        leaves = [leaf for those in self._leaves(params).values() for leaf in those]
+        own = iter(arrays)
+        structure = jax.tree.structure(opened(self._places(params)))
+        new = closed(structure.unflatten(x if why else next(own) for _, x, why in leaves))
         # The parameters in the order of argnums; the arrays were in that of the arguments.
-        return tuple(new[n] for n in self._numbers()) if self._several else new[0]
+        return tuple(new[n] for n in self._numbers()) if self._several else new[self._numbers()[0]]
 
     def _numbers(self) -> tuple[int, ...]:
         return self._argnums if isinstance(self._argnums, tuple) else (self._argnums,)
@@ -257,16 +264,28 @@ class Projected:
 
     def _sign(self, args: tuple, kwargs: dict) -> tuple[Signature, list[Any]]:
         """What is known of a call but its arrays; and its leaves."""
-        leaves, structure = jax.tree.flatten((args, kwargs))
+        leaves, structure = jax.tree.flatten(opened((args, kwargs)))
+
+        def signed(kinds: Any) -> Signature:
+            parameters = self._leaves(self._parameters_of(args))
+            return Signature.of(structure, kinds, parameters, self._fn)
+
+        def compiles(kinds: Any) -> bool:
+            try:
+                signature = signed(kinds)
+                self._graph(signature, *signature.arrays(leaves))
+            except Exception:  # whatever it is, it comes up again if it is not the number's fault
+                return False
+            return True
+
         try:
-            key = structure, tuple(map(kind_of, leaves))
-            signature = self._signatures.get(key)
+            kinds = self._numbers_seen.kinds(structure, leaves, compiles)
+            signature = self._signatures.get((structure, kinds))
         except TypeError as error:
             raise InputError(f"an argument that is no array must be hashable: {error}") from error
         if signature is None:
-            params = self._parameters_of(args)
-            signature = Signature.of(structure, key[1], self._numbers(), params, self._fn)
-            _remember(self._signatures, key, signature)
+            signature = signed(kinds)
+            remember(self._signatures, (structure, kinds), signature)
         return signature, leaves
 
     def _flat(self, signature: Signature) -> Callable[..., list[Any]]:
@@ -306,7 +325,12 @@ class Projected:
         signature, leaves = self._sign(args, kwargs)
         self._check_state("update", signature.shapes, state)
         parameters, data = signature.arrays(leaves)
-        moved, new_state, info = jitted(signature, parameters, state, data)
+        try:
+            moved, new_state, info = jitted(signature, parameters, state, data)
+        except (RuntimeError, ValueError):
+            names = (*signature.parameter_names, *signature.data_names)
+            check_alive((*names, "the state"), (*parameters, *data, jax.tree.leaves(state)))
+            raise
         new = self._parameters_of(signature.replace(leaves, moved)[0])
         if _compat.is_known(info.finite) and not bool(info.finite):
             culprit = info.suspects[int(info.culprit)]
@@ -327,10 +351,3 @@ class Projected:
         """One update, traced once per signature and compiled into one computation."""
         graph = self._graph(signature, parameters, data)
         return run_update(self._plan, graph, signature, parameters, state, data)
-
-
-def _remember(cache: dict[Any, Any], key: Any, value: Any) -> None:
-    """Keep something by a key; not more than `_REMEMBERED` of them."""
-    if len(cache) == _REMEMBERED:
-        cache.clear()
-    cache[key] = value
