@@ -338,12 +338,23 @@ class Projected:
                 f"NaN or infinity in {culprit}. The update was dropped; the last good parameters "
                 "are in this error's .params, the state in its .state. Check the data's scale, "
                 "that labels and sets are valid and λ positive, or give the parameters more weight "
-                "(metric)",
+                "(metric)" + self._told(signature, leaves, moved),
                 params=new,
                 state=new_state,
                 culprit=culprit,
             )
         return new, new_state, info
+
+    def _told(self, signature: Signature, leaves: list[Any], parameters: list[Any]) -> str:
+        """What the function says of its arguments when it is called with their values."""
+        args, kwargs = signature.replace(leaves, parameters)
+        try:
+            self._fn(*args, **kwargs)
+        except InputError as error:
+            return f". Here: {error}"
+        except Exception:  # which is not what the update failed of
+            return ""
+        return ""
 
     def _run(
         self, signature: Signature, parameters: list[Array], state: State, data: list[Any]
