@@ -48,10 +48,12 @@ def targets_of(
 
 
 def _misfit(name: str, scores: Array, labels: Array, way: str) -> InputError:
+    kinds = [f"integer labels of shape {scores.shape[:-1]}", "one-hot labels of the same shape"]
+    if labels.ndim == scores.ndim and labels.shape[-1] != 1:
+        kinds.reverse()
     return InputError(
-        f"losses.{name}: scores of shape {scores.shape} need integer labels of shape "
-        f"{scores.shape[:-1]}, not {labels.shape} of {labels.dtype} (or one-hot labels of the "
-        f"scores' own shape); {way}"
+        f"losses.{name}: scores of shape {scores.shape} need {kinds[0]}, not {labels.shape} of "
+        f"{labels.dtype}, or else {kinds[1]}; {way}"
     )
 
 

@@ -12,7 +12,13 @@ from jaxtyping import Array, PyTree
 from pjax_trace import _compat
 from pjax_trace.acceleration import Averaging
 from pjax_trace.build import OUTPUTS, build_graph
-from pjax_trace.errors import InputError, NonFiniteError, TraceError
+from pjax_trace.errors import (
+    InputError,
+    Interrupted,
+    NonFiniteError,
+    TraceError,
+    interrupts_wait,
+)
 from pjax_trace.explain import explanation
 from pjax_trace.granularity import coarsen
 from pjax_trace.graph import ConsensusGraph
@@ -326,11 +332,23 @@ class Projected:
         self._check_state("update", signature.shapes, state)
         parameters, data = signature.arrays(leaves)
         try:
-            moved, new_state, info = jitted(signature, parameters, state, data)
+            if not self._donate:
+                return self._checked(signature, leaves, *jitted(signature, parameters, state, data))
+            with interrupts_wait() as pending:
+                done = jitted(signature, parameters, state, data)
+                new = self._checked(signature, leaves, *done)
+            if pending:
+                raise Interrupted(new[0], new[1])
+            return new
         except (RuntimeError, ValueError):
             names = (*signature.parameter_names, *signature.data_names)
             check_alive((*names, "the state"), (*parameters, *data, jax.tree.leaves(state)))
             raise
+
+    def _checked(
+        self, signature: Signature, leaves: list[Any], moved: list[Any], state: State, info: Info
+    ) -> tuple[Any, State, Info]:
+        """The result of an update, if it is finite."""
         new = self._parameters_of(signature.replace(leaves, moved)[0])
         if _compat.is_known(info.finite) and not bool(info.finite):
             culprit = info.suspects[int(info.culprit)]
@@ -340,10 +358,10 @@ class Projected:
                 "that labels and sets are valid and λ positive, or give the parameters more weight "
                 "(metric)" + self._told(signature, leaves, moved),
                 params=new,
-                state=new_state,
+                state=state,
                 culprit=culprit,
             )
-        return new, new_state, info
+        return new, state, info
 
     def _told(self, signature: Signature, leaves: list[Any], parameters: list[Any]) -> str:
         """What the function says of its arguments when it is called with their values."""
