@@ -19,6 +19,7 @@ __all__ = [
     "Primitive",
     "bind",
     "call_body",
+    "calls_out",
     "enable_x64",
     "linear_solve_p",
     "is_known",
@@ -116,6 +117,22 @@ class Scan(NamedTuple):
     carries: int
     length: int
     reverse: bool
+
+
+@functools.cache
+def _pure_callback() -> Any:
+    """The primitive of `jax.pure_callback`, which has no public name."""
+    shape = jax.ShapeDtypeStruct((), "float32")
+    return jax.make_jaxpr(lambda: jax.pure_callback(float, shape))().eqns[0].primitive
+
+
+def calls_out(eqn: Any) -> bool:
+    """Whether an equation calls Python while it runs, or has another effect; or one in it does."""
+    if eqn.effects or eqn.primitive is _pure_callback():
+        return True
+    parts = [x for p in eqn.params.values() for x in (p if isinstance(p, (tuple, list)) else (p,))]
+    bodies = (getattr(part, "jaxpr", part) for part in parts)
+    return any(calls_out(e) for body in bodies for e in getattr(body, "eqns", ()))
 
 
 def scan_parts(eqn: Any) -> Scan:

@@ -86,6 +86,8 @@ class _Builder:
 
     def visit(self, equation: Equation) -> None:
         """Class one equation."""
+        if equation.effects and not equation.outputs:
+            return  # it is run by the forward pass
         if not self.after.isdisjoint(equation.inputs):
             self.visit_objective(equation)
             return
@@ -248,6 +250,11 @@ class _Builder:
                 "a loop whose length is not known while tracing has no rule; use lax.scan, "
                 "fori_loop with a static count, or unroll it"
             )
+        elif _compat.calls_out(equation):
+            reason = (
+                "what a call to Python returns has no projection; call it on data (what went "
+                "through jax.lax.stop_gradient is data), or use pjax_trace.custom_projection"
+            )
         self.missing.append((equation, f"{reason}, reached from {self.path(equation, variable)}"))
         self.forget(equation)
 
@@ -304,12 +311,12 @@ class _Builder:
 
 
 def _live(program: Program) -> set[Equation]:
-    """The equations that output constraints see as variables, not behind a stop_gradient."""
+    """The equations that output constraints see as variables, not behind what is frozen."""
     roots = {e for e in program.equations if e.primitive in OUTPUTS}
     values = () if roots else program.outputs
 
     def through(equation: Equation) -> bool:
-        return equation.primitive is not jax.lax.stop_gradient_p
+        return any(v.variable for v in equation.outputs)
 
     return set(
         needed_equations(program.equations, program.feedback, values, roots, through=through)

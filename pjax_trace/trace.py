@@ -9,8 +9,9 @@ frozen at their forward values. Booleans of variables are relaxed to reals by th
 is dropped.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +38,8 @@ class _Interpreter:
     def __init__(self, recorder: Recorder, lift: bool = True) -> None:
         self.recorder = recorder
         self.lift = lift
+        self.taken: Value | None = None  # whether the branch that is walked is taken
+        self.decisions: dict[Value, Value] = {}  # an integer → the variable boolean that it is
 
     def walk(
         self,
@@ -47,10 +50,12 @@ class _Interpreter:
         scope: str = "",
         source: str = "",
         rewritten: bool = False,
+        inlined: bool = True,
     ) -> list[Value]:
         """The values of a jaxpr's outputs; ``scope`` and ``source`` are those of the call to it.
 
-        What a rule rewrote an equation to has that equation's source, and none of its own.
+        What a rule rewrote an equation to has that equation's source, and none of its own. With
+        ``inlined=False``, its equations are recorded as they are.
         """
         env: dict[Any, Value] = {}
         for var, const in zip(jaxpr.constvars, consts, strict=True):
@@ -68,12 +73,17 @@ class _Interpreter:
             inner = "/".join(filter(None, (scope, _compat.source_scope(eqn))))
             line = source if rewritten else _compat.source_line(eqn, source)
             outcome = None
-            if any(v.variable for v in operands):
+            silent = self.recorder.quiet and eqn.effects and _compat.call_body(eqn)
+            if inlined and (silent or any(v.variable for v in operands)):
                 outcome = self.inline(eqn, operands, inner, line, rewritten)
             if isinstance(outcome, list):
                 results = outcome
+            elif inlined and self.taken is not None and _guarded(eqn, operands):
+                results = self.guarded(self.taken, eqn, operands, inner, line)
             else:
                 results = self.recorder.add(eqn, operands, outcome, inner, line)
+                if len(operands) == len(results) == 1 and _decides(eqn, operands[0], results[0]):
+                    self.decisions[results[0]] = operands[0]
             env.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
@@ -91,6 +101,11 @@ class _Interpreter:
 
         kind = _compat.loop_kind(eqn.primitive)
         relaxed = [v.dtype != a.aval.dtype for v, a in zip(operands, eqn.invars, strict=True)]
+        if kind == "cond" and not any(relaxed[1:]):
+            decision = self.decisions.get(operands[0])
+            if operands[0].variable:
+                decision = operands[0]
+            return inline_branches(eqn, operands, walk_jaxpr, walk, decision, self.guard)
         if kind and any(relaxed):
             raise TraceError(
                 f"a boolean or complex value that depends on variables enters a {kind} at "
@@ -101,8 +116,6 @@ class _Interpreter:
             return lift_scan(self.recorder, eqn, operands, walk)
         if kind == "scan":
             return keep_scan(self.recorder, eqn, operands, _trace_body, scope, source)
-        if kind == "cond" and not (operands[0].variable or operands[0].frozen):
-            return inline_branches(eqn, operands, walk_jaxpr, walk)
         call = _compat.call_body(eqn)
         if call is not None:
             return walk_jaxpr(*call, operands)
@@ -121,6 +134,37 @@ class _Interpreter:
         if any(relaxed) and not isinstance(outcome, Refuse):
             return walk(self.relaxed(eqn, operands, source), *operands, own=False)
         return outcome
+
+    @contextlib.contextmanager
+    def guard(self, taken: Value) -> Iterator[None]:
+        """What calls out is called only if ``taken``, in the block."""
+        before = self.taken
+        if before is not None:
+            args = (jax.ShapeDtypeStruct((), bool),) * 2
+            both = jax.make_jaxpr(jnp.logical_and)(*args)
+            (taken,) = self.walk(both.jaxpr, both.consts, [before, taken])
+        self.taken = taken
+        try:
+            yield
+        finally:
+            self.taken = before
+
+    def guarded(
+        self, taken: Value, eqn: Any, operands: Sequence[Value], scope: str, source: str
+    ) -> list[Value]:
+        """The outputs of an equation if ``taken``, and else zeros: a cond, which stays one."""
+        shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in (taken, *operands)]
+
+        def function(taken: Any, *xs: Any) -> list[Any]:
+            run = functools.partial(_compat.bind, eqn.primitive, eqn.params, *xs)
+            zeros = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
+            return jax.lax.cond(taken, run, lambda: zeros)
+
+        closed = jax.make_jaxpr(function)(*shapes)
+        values = (taken, *operands)
+        return self.walk(
+            closed.jaxpr, closed.consts, values, scope=scope, source=source, inlined=False
+        )
 
     def paired(
         self,
@@ -167,6 +211,17 @@ class _Interpreter:
         )
 
 
+def _guarded(eqn: Any, operands: Sequence[Value]) -> bool:
+    """Whether an equation calls out, with data, or without an answer that would be a variable."""
+    return _compat.calls_out(eqn) and not (eqn.outvars and any(v.variable for v in operands))
+
+
+def _decides(eqn: Any, operand: Value, result: Value) -> bool:
+    """Whether an equation makes a variable boolean an integer, as in front of a cond."""
+    boolean = operand.variable and not operand.shape and eqn.invars[0].aval.dtype == bool
+    return boolean and not result.shape and bool(jnp.issubdtype(result.dtype, jnp.integer))
+
+
 def trace_program(
     function: Callable[..., Any],
     parameters: Sequence[Any],
@@ -177,6 +232,7 @@ def trace_program(
     roots: Collection[Any] | None = (),
     claim: bool = True,
     lift: bool = True,
+    quiet: bool = False,
 ) -> Program:
     """Trace ``function(parameters, data)``, both flat lists of arrays, into a program.
 
@@ -191,6 +247,7 @@ def trace_program(
             everything that the function returns is kept; None keeps all there is.
         claim: whether rules may claim whole functions.
         lift: whether scans are lifted over time, or each is kept as one operation.
+        quiet: whether effects such as printing are left out.
 
     Raises:
         TraceError: if a loop or branch of Python depends on a variable.
@@ -210,7 +267,7 @@ def trace_program(
             "argument. JAX says: " + str(error).split("\n", maxsplit=1)[0]
         ) from error
     jaxpr = closed.jaxpr
-    recorder = Recorder()
+    recorder = Recorder(quiet)
     interpreter = _Interpreter(recorder, lift)
     inputs = [
         recorder.value(var.aval, position < len(parameters), name)
@@ -238,7 +295,13 @@ def _trace_body(
     names = [f"input {i}" for i in range(len(shapes))]
     count = len(parameters)
     program = trace_program(
-        function, shapes[:count], shapes[count:], names=names, roots=None, lift=False
+        function,
+        shapes[:count],
+        shapes[count:],
+        names=names,
+        roots=None,
+        lift=False,
+        quiet=True,  # the scan itself has them, which runs in the forward pass
     )
     for e in program.equations:
         if e.primitive in (loss_p, constrain_p):
@@ -261,6 +324,6 @@ def _live(
     for equation in recorder.equations:
         if equation.primitive is loss_p or not losses.isdisjoint(equation.inputs):
             losses.update(equation.outputs)
-    roots_of = {e for e in recorder.equations if e.primitive in roots}
+    roots_of = {e for e in recorder.equations if e.primitive in roots or e.effects}
     needed = {value for value in outputs if value in losses or not roots}
     return tuple(needed_equations(recorder.equations, recorder.feedback, needed, roots_of))
