@@ -12,7 +12,7 @@ import jax.extend.core as jex_core
 import jax.extend.core.primitives as primitives
 import jax.numpy as jnp
 from jax.core import ShapedArray, Tracer, eval_jaxpr
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, partial_eval
 
 __all__ = [
     "Literal",
@@ -33,6 +33,9 @@ __all__ = [
     "run_jaxpr",
     "source_line",
     "source_scope",
+    "used_inputs",
+    "While",
+    "while_parts",
 ]
 
 Primitive = jex_core.Primitive
@@ -143,6 +146,27 @@ def scan_parts(eqn: Any) -> Scan:
     else:  # from JAX 0.11
         consts, carries, _ = (len(group) for group in params["ft_in"].unpack())
     return Scan(params["jaxpr"], consts, carries, int(params["length"]), bool(params["reverse"]))
+
+
+class While(NamedTuple):
+    """The parts of a while loop: closed condition and body, and how many constants each has."""
+
+    condition: Any
+    body: Any
+    condition_consts: int
+    body_consts: int
+
+
+def while_parts(eqn: Any) -> While:
+    """What a while equation says."""
+    params = eqn.params
+    names = ("cond_jaxpr", "body_jaxpr", "cond_nconsts", "body_nconsts")
+    return While(*(params[name] for name in names))
+
+
+def used_inputs(closed: Any, outputs: Sequence[bool]) -> list[bool]:
+    """Which inputs of a closed jaxpr some of its outputs depend on."""
+    return list(partial_eval.dce_jaxpr(closed.jaxpr, list(outputs))[1])
 
 
 def run_jaxpr(closed: Any, *operands: Any) -> list[Any]:

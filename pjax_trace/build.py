@@ -245,15 +245,16 @@ class _Builder:
             self.forget(equation)
             return
         reason = outcome.reason if isinstance(outcome, Refuse) else "no rule"
-        if _compat.loop_kind(equation.primitive):
-            reason = (
-                "a loop whose length is not known while tracing has no rule; use lax.scan, "
-                "fori_loop with a static count, or unroll it"
-            )
-        elif _compat.calls_out(equation):
+        if _compat.calls_out(equation):
             reason = (
                 "what a call to Python returns has no projection; call it on data (what went "
                 "through jax.lax.stop_gradient is data), or use pjax_trace.custom_projection"
+            )
+        elif _compat.loop_kind(equation.primitive):
+            reason = (
+                "a loop whose length is not known while tracing has no rule; bound what decides "
+                "it (jnp.minimum(n, 8)), pass it as a Python integer, or use lax.scan, or "
+                "fori_loop with a static count, with jnp.where(i < n, new, old) as its carry"
             )
         self.missing.append((equation, f"{reason}, reached from {self.path(equation, variable)}"))
         self.forget(equation)

@@ -277,6 +277,11 @@ def inline_branches(
 
     outputs = []
     for cases in zip(*branches, strict=True):
+        if len({v.shape for v in cases}) > 1:
+            raise TraceError(
+                "a cond or switch returns a complex value that depends on variables in one case "
+                "only; return its real and imaginary parts"
+            )
         if decision is None or out or not any(v.variable or v.frozen for v in cases):
             outputs += walk(select, index, *cases)
             continue

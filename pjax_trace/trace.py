@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pjax_trace import _compat
+from pjax_trace.bounded import bounded
 from pjax_trace.control import inline_branches, keep_scan, lift_scan
 from pjax_trace.custom import constrain_p, loss_p
 from pjax_trace.errors import MissingRuleError, TraceError
@@ -82,8 +83,8 @@ class _Interpreter:
                 results = self.guarded(self.taken, eqn, operands, inner, line)
             else:
                 results = self.recorder.add(eqn, operands, outcome, inner, line)
-                if len(operands) == len(results) == 1 and _decides(eqn, operands[0], results[0]):
-                    self.decisions[results[0]] = operands[0]
+            if len(operands) == len(results) == 1 and _decides(eqn, operands[0], results[0]):
+                self.decisions[results[0]] = operands[0]
             env.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
@@ -101,11 +102,13 @@ class _Interpreter:
 
         kind = _compat.loop_kind(eqn.primitive)
         relaxed = [v.dtype != a.aval.dtype for v, a in zip(operands, eqn.invars, strict=True)]
-        if kind == "cond" and not any(relaxed[1:]):
+        if kind == "cond":
             decision = self.decisions.get(operands[0])
-            if operands[0].variable:
-                decision = operands[0]
             return inline_branches(eqn, operands, walk_jaxpr, walk, decision, self.guard)
+        if kind == "while":
+            function = bounded(self.recorder, eqn, operands)
+            if function is not None:
+                return walk(function, *operands)
         if kind and any(relaxed):
             raise TraceError(
                 f"a boolean or complex value that depends on variables enters a {kind} at "
