@@ -1,11 +1,14 @@
 """While loops that data end, as scans of a length that is known while tracing."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jaxtyping import Array
 
 from pjax_trace import _compat
 from pjax_trace.program import Value, needed_equations
@@ -21,8 +24,8 @@ def bounded(recorder: Recorder, eqn: Any, operands: Sequence[Value]) -> Callable
     """A while loop as a function that scans, if data end it and a bound of its length is known.
 
     Where all that decides is known while tracing, the loop is run without the rest, and its length
-    is known. Else it is run for data of extreme values. If it ends for all of them, the scan has
-    the greatest of these lengths, and keeps its carry when the loop would have ended. If the loop
+    is known. Else it is run for data of extreme values. If it ends for all of them, the scan has the
+    greatest of these lengths, and keeps its carry when the loop would have ended. If the loop
     would have gone on for other data, the results are not numbers, which an update reports.
     """
     loop = _compat.while_parts(eqn)
@@ -94,8 +97,8 @@ def _lengths(
     unknown = [v for v in dict.fromkeys(read) if v not in made and v not in known]
     first = loop.condition_consts + loop.body_consts
 
-    def length(choice: int) -> int:
-        env = {**known, **{v: _extreme(v, choice) for v in unknown}}
+    def length(choice: Any) -> Any:
+        env = {**known, **{v: _extreme(v, k) for v, k in zip(unknown, choice, strict=True)}}
         for e in needed:
             env.update(zip(e.outputs, e.evaluate(*(env[v] for v in e.inputs)), strict=True))
         xs = [
@@ -115,19 +118,27 @@ def _lengths(
             kept = [n if d else c for d, n, c in zip(decides, new, carry, strict=True)]
             return count + 1, kept
 
-        return int(lax.while_loop(goes_on, step, (0, xs[first:]))[0])
+        return lax.while_loop(goes_on, step, (0, xs[first:]))[0]
 
     with jax.ensure_compile_time_eval():
-        return [length(choice) for choice in range(4 if unknown else 1)]
+        return np.asarray(lax.map(length, _choices(len(unknown)))).tolist()
 
 
-def _extreme(value: Value, choice: int) -> Any:
+def _choices(count: int) -> Array:
+    """Which extreme each of so many arrays has: all ways to choose, or some if there are many."""
+    if count <= 3:
+        return jnp.asarray([*itertools.product(range(4), repeat=count)], int)
+    some = np.random.default_rng(0).integers(0, 4, (60, count))
+    return jnp.asarray(np.concatenate([np.tile(np.arange(4)[:, None], (1, count)), some]))
+
+
+def _extreme(value: Value, choice: Any) -> Array:
     """An array of zeros, ones, or numbers that are very small or very large."""
     if value.dtype == bool:
-        number: Any = bool(choice % 2)
+        numbers: Any = (False, True, False, True)
     elif jnp.issubdtype(value.dtype, jnp.inexact):
-        number = (0, 1, -1e30, 1e30)[choice]
+        numbers = (0, 1, -1e4, 1e4)
     else:
         info = jnp.iinfo(value.dtype)
-        number = (0, 1, int(info.min) // 2, int(info.max) // 2)[choice]
-    return jnp.full(value.shape, number, value.dtype)
+        numbers = (0, 1, int(info.min) // 2, int(info.max) // 2)
+    return jnp.full(value.shape, jnp.asarray(numbers, value.dtype)[choice])

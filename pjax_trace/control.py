@@ -276,16 +276,18 @@ def inline_branches(
         return lax.select_n(jnp.clip(index.astype(jnp.int32), 0, len(cases) - 1), *cases)
 
     outputs = []
-    for cases in zip(*branches, strict=True):
+    for var, *cases in zip(eqn.outvars, *branches, strict=True):
         if len({v.shape for v in cases}) > 1:
             raise TraceError(
                 "a cond or switch returns a complex value that depends on variables in one case "
                 "only; return its real and imaginary parts"
             )
-        if decision is None or out or not any(v.variable or v.frozen for v in cases):
+        if decision is None or out:
             outputs += walk(select, index, *cases)
             continue
-        shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in cases]
+        # As the user could have written it: booleans, which may be relaxed, are what they were.
+        real = [v.dtype if var.aval.dtype != bool else bool for v in cases]
+        shapes = [jax.ShapeDtypeStruct(v.shape, d) for v, d in zip(cases, real, strict=True)]
         chosen = jax.make_jaxpr(select)(jax.ShapeDtypeStruct((), bool), *shapes)
         outputs += walk_jaxpr(chosen.jaxpr, chosen.consts, [decision, *cases])
     return outputs
