@@ -24,8 +24,8 @@ def bounded(recorder: Recorder, eqn: Any, operands: Sequence[Value]) -> Callable
     """A while loop as a function that scans, if data end it and a bound of its length is known.
 
     Where all that decides is known while tracing, the loop is run without the rest, and its length
-    is known. Else it is run for data of extreme values. If it ends for all of them, the scan has the
-    greatest of these lengths, and keeps its carry when the loop would have ended. If the loop
+    is known. Else it is run for data of extreme values. If it ends for all of them, the scan has
+    the greatest of these lengths, and keeps its carry when the loop would have ended. If the loop
     would have gone on for other data, the results are not numbers, which an update reports.
     """
     loop = _compat.while_parts(eqn)

@@ -75,7 +75,8 @@ class _Interpreter:
             line = source if rewritten else _compat.source_line(eqn, source)
             outcome = None
             silent = self.recorder.quiet and eqn.effects and _compat.call_body(eqn)
-            if inlined and (silent or any(v.variable for v in operands)):
+            chosen = _compat.loop_kind(eqn.primitive) == "cond" and operands[0] in self.decisions
+            if inlined and (silent or chosen or any(v.variable for v in operands)):
                 outcome = self.inline(eqn, operands, inner, line, rewritten)
             if isinstance(outcome, list):
                 results = outcome

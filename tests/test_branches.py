@@ -86,7 +86,8 @@ def masks(w, x, y):
 
 def masks_where(w, x, y):
     h = x @ w
-    kept = jnp.where(jnp.sum(h) > 0, h > 0, ~(h > 0))
+    mask = h > 0
+    kept = jnp.where(jnp.sum(h) > 0, mask, ~mask)
     return losses.squared_error(jnp.where(kept, h, 0.0), y)
 
 

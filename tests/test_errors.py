@@ -161,15 +161,6 @@ def test_a_python_branch_or_loop_on_a_variable():
         assert "jnp.where" in message
 
 
-def test_a_traced_branch_on_a_variable():
-    def function(w, x, y):
-        z = jax.lax.cond(jnp.sum(w) > 0, lambda w: w, lambda w: -w, w)
-        return losses.cross_entropy(x @ z, y)
-
-    message = refused(pjax.TraceError, r"lax\.cond", function, W, X, Y)
-    assert line(function, "lax.cond") in message
-
-
 def test_a_traced_loop_on_a_variable():
     def function(w, x, y):
         z = jax.lax.while_loop(lambda w: jnp.all(w < 3.0), lambda w: 2 * w, w)
