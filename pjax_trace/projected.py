@@ -93,7 +93,7 @@ class Projected:
             **kwargs: its keyword arguments.
 
         Raises:
-            InputError: if ``params`` has no floating-point array, or integer ones outside modules.
+            InputError: if ``params`` has no floating-point array that may move.
         """
         found = self._leaves(params)
         zero = functools.partial(jnp.zeros, (), jnp.int32)

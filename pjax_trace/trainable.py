@@ -74,7 +74,8 @@ def opened(tree: Any) -> Any:
         if not _is_module(node):
             return node
         definition, state = nnx.split(node)
-        paths, variables = zip(*nnx.to_flat_state(state), strict=True) or ((), ())
+        flat = [*nnx.to_flat_state(state)]
+        paths, variables = (tuple(part[i] for part in flat) for i in range(2))
         return _Opened((definition, paths), tuple(map(_path, paths)), variables)
 
     return jax.tree.map(split, tree, is_leaf=_is_module)
@@ -98,7 +99,7 @@ def closed(tree: Any) -> Any:
 
 def _is_module(node: Any) -> bool:
     nnx = _nnx()
-    return isinstance(node, nnx.Module) and not isinstance(node, nnx.Variable)
+    return isinstance(node, (nnx.Module, nnx.Pytree))
 
 
 def _path(path: tuple[Any, ...]) -> str:

@@ -336,3 +336,38 @@ def test_trainable_is_checked():
     ):
         with pytest.raises(pjax.InputError, match=match):
             pjax.project(fit, trainable=wrong)({"w": W}, X, Y)
+
+
+def test_nnx_generators_and_empty_modules_as_data():
+    class Scale(nnx.Module):
+        def __init__(self, factor):
+            self.factor = factor
+
+        def __call__(self, x):
+            return self.factor * x
+
+    def fit(model, scale, rngs, x, y):
+        noise = 0.01 * jax.random.normal(rngs.params(), x.shape)
+        return losses.squared_error(scale(model(x + noise)), y)
+
+    model, rngs = Net(nnx.Rngs(0)), nnx.Rngs(1)
+    train = pjax.project(fit)
+    new, _, info = train.update(model, train.init(model), Scale(2.0), rngs, X, Y)
+    assert bool(info.finite) and int(rngs.params.count[...]) == 0
+    check_nnx(nnx.state(model), nnx.state(new))
+
+
+def test_an_adapter_of_an_nnx_module():
+    class Adapted(nnx.Module):
+        def __init__(self, rngs):
+            self.base = nnx.Linear(4, 2, rngs=rngs)
+            self.lora = nnx.LoRA(4, 3, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.base(x) + self.lora(x)
+
+    model = Adapted(nnx.Rngs(0))
+    new = moved(nnx_fit, model, X, Y, trainable=lambda path, _: "lora" in path, count=20)
+    assert same(new.base.kernel[...], model.base.kernel[...])
+    assert same(new.base.bias[...], model.base.bias[...])
+    assert not same(new.lora.lora_b[...], model.lora.lora_b[...])
