@@ -94,7 +94,9 @@ class Program:
         return tuple(
             e
             for e in self.equations
-            if any(v.variable for v in e.inputs) and not any(v.variable for v in e.outputs)
+            if any(v.variable for v in e.inputs)
+            and e.outputs  # which a print has not
+            and not any(v.variable for v in e.outputs)
         )
 
     @functools.cached_property
