@@ -52,7 +52,8 @@ class _Opened:
 
     @classmethod
     def tree_unflatten(cls, parts: Any, variables: Any) -> "_Opened":
-        return cls(*parts, tuple(variables))
+        definition, names = parts
+        return cls(definition, names, tuple(variables))
 
 
 class _Name(NamedTuple):
