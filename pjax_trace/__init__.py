@@ -16,6 +16,7 @@ from pjax_trace.constrain import constrain as constrain
 from pjax_trace.custom import CustomRule as CustomRule
 from pjax_trace.custom import custom_projection as custom_projection
 from pjax_trace.errors import InputError as InputError
+from pjax_trace.errors import Interrupted as Interrupted
 from pjax_trace.errors import MissingRuleError as MissingRuleError
 from pjax_trace.errors import NonFiniteError as NonFiniteError
 from pjax_trace.errors import PjaxError as PjaxError

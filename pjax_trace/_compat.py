@@ -12,14 +12,14 @@ import jax.extend.core as jex_core
 import jax.extend.core.primitives as primitives
 import jax.numpy as jnp
 from jax.core import ShapedArray, Tracer, eval_jaxpr
-from jax.interpreters import ad, batching, mlir
-from jax.interpreters import partial_eval as pe
+from jax.interpreters import ad, batching, mlir, partial_eval
 
 __all__ = [
     "Literal",
     "Primitive",
     "bind",
     "call_body",
+    "calls_out",
     "enable_x64",
     "linear_solve_p",
     "is_known",
@@ -34,6 +34,8 @@ __all__ = [
     "source_line",
     "source_scope",
     "used_inputs",
+    "While",
+    "while_parts",
 ]
 
 Primitive = jex_core.Primitive
@@ -120,6 +122,22 @@ class Scan(NamedTuple):
     reverse: bool
 
 
+@functools.cache
+def _pure_callback() -> Any:
+    """The primitive of `jax.pure_callback`, which has no public name."""
+    shape = jax.ShapeDtypeStruct((), "float32")
+    return jax.make_jaxpr(lambda: jax.pure_callback(float, shape))().eqns[0].primitive
+
+
+def calls_out(eqn: Any) -> bool:
+    """Whether an equation calls Python while it runs, or has another effect; or one in it does."""
+    if eqn.effects or eqn.primitive is _pure_callback():
+        return True
+    parts = [x for p in eqn.params.values() for x in (p if isinstance(p, (tuple, list)) else (p,))]
+    bodies = (getattr(part, "jaxpr", part) for part in parts)
+    return any(calls_out(e) for body in bodies for e in getattr(body, "eqns", ()))
+
+
 def scan_parts(eqn: Any) -> Scan:
     """What a scan equation says."""
     params = eqn.params
@@ -128,6 +146,27 @@ def scan_parts(eqn: Any) -> Scan:
     else:  # from JAX 0.11
         consts, carries, _ = (len(group) for group in params["ft_in"].unpack())
     return Scan(params["jaxpr"], consts, carries, int(params["length"]), bool(params["reverse"]))
+
+
+class While(NamedTuple):
+    """The parts of a while loop: closed condition and body, and how many constants each has."""
+
+    condition: Any
+    body: Any
+    condition_consts: int
+    body_consts: int
+
+
+def while_parts(eqn: Any) -> While:
+    """What a while equation says."""
+    params = eqn.params
+    names = ("cond_jaxpr", "body_jaxpr", "cond_nconsts", "body_nconsts")
+    return While(*(params[name] for name in names))
+
+
+def used_inputs(closed: Any, outputs: Sequence[bool]) -> list[bool]:
+    """Which inputs of a closed jaxpr some of its outputs depend on."""
+    return list(partial_eval.dce_jaxpr(closed.jaxpr, list(outputs))[1])
 
 
 def run_jaxpr(closed: Any, *operands: Any) -> list[Any]:
@@ -154,11 +193,6 @@ def bind(primitive: Any, params: dict[str, Any], *operands: Any) -> list[Any]:
     """Evaluate one equation; always a list of outputs."""
     out = primitive.bind(*operands, **primitive.get_bind_params(params))
     return list(out) if primitive.multiple_results else [out]
-
-
-def used_inputs(jaxpr: Any) -> list[bool]:
-    """Which inputs of a jaxpr its outputs depend on."""
-    return list(pe.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1])
 
 
 def is_known(x: Any) -> bool:

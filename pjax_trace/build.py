@@ -9,8 +9,6 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-import jax
-
 from pjax_trace import _compat
 from pjax_trace.colour import colour
 from pjax_trace.control import carries_p, loop_p
@@ -81,6 +79,8 @@ class _Builder:
 
     def visit(self, equation: Equation) -> None:
         """Class one equation."""
+        if equation.effects and not equation.outputs:
+            return  # it is run by the forward pass
         variable = tuple(v in self.views for v in equation.inputs)
         if equation in self.live and self.visit_loop(equation, variable):
             return
@@ -188,10 +188,16 @@ class _Builder:
             self.forget(equation)
             return
         reason = outcome.reason if isinstance(outcome, Refuse) else "no rule"
-        if _compat.loop_kind(equation.primitive):
+        if _compat.calls_out(equation):
             reason = (
-                "a loop whose length is not known while tracing has no rule; use lax.scan, "
-                "fori_loop with a static count, or unroll it"
+                "what a call to Python returns has no projection; call it on data (what went "
+                "through jax.lax.stop_gradient is data), or use pjax_trace.custom_projection"
+            )
+        elif _compat.loop_kind(equation.primitive):
+            reason = (
+                "a loop whose length is not known while tracing has no rule; bound what decides "
+                "it (jnp.minimum(n, 8)), pass it as a Python integer, or use lax.scan, or "
+                "fori_loop with a static count, with jnp.where(i < n, new, old) as its carry"
             )
         self.missing.append((equation, f"{reason}, reached from {self.path(equation, variable)}"))
         self.forget(equation)
@@ -243,13 +249,17 @@ class _Builder:
 
 
 def _live(program: Program) -> set[Equation]:
-    """The equations that output constraints see as variables, not behind a stop_gradient."""
+    """The equations that output constraints see as variables, not behind what is frozen."""
     scales = program.objective.scales
-    roots = {e for e in program.equations if e.primitive is constrain_p or e.outputs[0] in scales}
+    roots = {
+        e
+        for e in program.equations
+        if e.primitive is constrain_p or not scales.keys().isdisjoint(e.outputs)
+    }
     values = () if roots else program.outputs
 
     def through(equation: Equation) -> bool:
-        return equation.primitive is not jax.lax.stop_gradient_p
+        return any(v.variable for v in equation.outputs)
 
     return set(
         needed_equations(program.equations, program.feedback, values, roots, through=through)

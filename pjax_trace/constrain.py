@@ -90,6 +90,17 @@ def constrain(x: Float[Array, "..."], set: Set) -> Float[Array, "..."]:  # noqa:
     except ValueError as error:
         raise InputError(f"constrain: {type(set).__name__} does not fit: {error}") from error
     leaves, structure = jax.tree.flatten(set)
-    arrays = [jnp.asarray(leaf, x.dtype) for leaf in leaves if eqx.is_array_like(leaf)]
-    static = tuple(None if eqx.is_array_like(leaf) else leaf for leaf in leaves)
+    arrays = [_operand(leaf, x.dtype) for leaf in leaves if _is_operand(leaf)]
+    static = tuple(None if _is_operand(leaf) else leaf for leaf in leaves)
     return call(constrain_p, SetRule(structure, static), x, *arrays, name=type(set).__name__)
+
+
+def _is_operand(leaf: Any) -> bool:
+    """Whether a leaf of a set is an array to it. Integers, which may decide shapes, are none."""
+    return eqx.is_array_like(leaf) and not isinstance(leaf, int)
+
+
+def _operand(leaf: Any, dtype: Any) -> Array:
+    """Real numbers in the dtype of what is projected; indices, masks and keys in their own."""
+    real = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return jnp.asarray(leaf, dtype if real else None)

@@ -125,7 +125,9 @@ def keep_scan(
     slots = variable[scan.consts : scan.consts + scan.carries]
     flags = [*slots, *written[scan.carries :], *slots]
     loop = Loop(scan, program, tuple(variable))
-    results = recorder.emit(loop_p, {"loop": loop}, operands, flags, scope=scope, source=source)
+    results = recorder.emit(
+        loop_p, {"loop": loop}, operands, flags, scope, source, effects=bool(eqn.effects)
+    )
     return results[: len(written)]
 
 
@@ -161,7 +163,7 @@ def lift_scan(recorder: Recorder, eqn: Any, operands: Sequence[Value], walk: Wal
     variable = [v.variable and not still for v, still in zip(start, fixed, strict=True)]
     while True:
         attempt = recorder.snapshot()
-        outputs, grown = _lift(recorder, scan, operands, fixed, variable, walk)
+        outputs, grown = _lift(recorder, eqn, operands, fixed, variable, walk)
         if grown == variable:
             return outputs
         # A carry that starts as data and is written by variables: once more, knowing that.
@@ -171,16 +173,19 @@ def lift_scan(recorder: Recorder, eqn: Any, operands: Sequence[Value], walk: Wal
 
 def _lift(
     recorder: Recorder,
-    scan: _compat.Scan,
+    eqn: Any,
     operands: Sequence[Value],
     fixed: Sequence[bool],
     variable: Sequence[bool],
     walk: Walk,
 ) -> tuple[list[Value], list[bool]]:
+    scan = _compat.scan_parts(eqn)
     consts, start, inputs = _parts(operands, scan.consts, scan.carries)
     slots = list(start)
-    if not all(fixed):
-        slots = recorder.emit(carries_p, scan._asdict(), operands, variable)
+    effects = bool(eqn.effects)
+    if effects or not all(fixed):
+        # It runs the loop in order, and has its effects.
+        slots = recorder.emit(carries_p, scan._asdict(), operands, variable, effects=effects)
         slots = [s if f else slot for s, slot, f in zip(start, slots, fixed, strict=True)]
 
     def body(*arrays: Any) -> list[Any]:
@@ -191,7 +196,8 @@ def _lift(
         )
         return mapped(*arrays)
 
-    results = walk(body, *consts, *slots, *inputs)
+    with recorder.silence(effects):
+        results = walk(body, *consts, *slots, *inputs)
     written, outputs = results[: scan.carries], results[scan.carries :]
     grown = [v or (w.variable and not f) for v, w, f in zip(variable, written, fixed, strict=True)]
     if grown != variable:
@@ -232,17 +238,56 @@ def _fed_back(
     return out
 
 
-def inline_branches(eqn: Any, operands: Sequence[Value], walk_jaxpr: Walk, walk: Walk) -> list[Any]:
-    """The outputs of a cond or switch by data: those of all branches, selected."""
+def inline_branches(
+    eqn: Any,
+    operands: Sequence[Value],
+    walk_jaxpr: Walk,
+    walk: Walk,
+    decision: Value | None,
+    guard: Callable[[Value], Any],
+) -> list[Any]:
+    """The outputs of a cond or switch: those of all branches, selected.
+
+    Args:
+        eqn: the cond.
+        operands: of the cond.
+        walk_jaxpr: adds the equations of a jaxpr.
+        walk: adds those of a function.
+        decision: the boolean that decides, if it is a variable; else data do, or what is frozen.
+        guard: ``with guard(taken):`` what calls out is called only if a branch is taken.
+    """
     index, *inputs = operands
-    branches = [walk_jaxpr(b.jaxpr, b.consts, inputs) for b in eqn.params["branches"]]
+    branches = list[list[Value]]()
+    out = _compat.calls_out(eqn)
+    for i, b in enumerate(eqn.params["branches"]):
+        if not out:
+            branches.append(walk_jaxpr(b.jaxpr, b.consts, inputs))
+            continue
+        last = len(eqn.params["branches"]) - 1
+        (taken,) = walk(lambda k, i=i, last=last: jnp.clip(k, 0, last) == i, index)
+        with guard(taken):
+            branches.append(walk_jaxpr(b.jaxpr, b.consts, inputs))
 
     def select(index: Any, *cases: Any) -> Any:
         dtype = _compat.promoted(*cases)
-        index = jnp.clip(index.astype(jnp.int32), 0, len(cases) - 1)
-        return lax.select_n(index, *(x.astype(dtype) for x in cases))
+        cases = tuple(x.astype(dtype) for x in cases)
+        if index.dtype == bool:
+            return jnp.where(index, cases[1], cases[0])
+        return lax.select_n(jnp.clip(index.astype(jnp.int32), 0, len(cases) - 1), *cases)
 
     outputs = []
-    for cases in zip(*branches, strict=True):
-        outputs += walk(select, index, *cases)
+    for var, *cases in zip(eqn.outvars, *branches, strict=True):
+        if len({v.shape for v in cases}) > 1:
+            raise TraceError(
+                "a cond or switch returns a complex value that depends on variables in one case "
+                "only; return its real and imaginary parts"
+            )
+        if decision is None or out:
+            outputs += walk(select, index, *cases)
+            continue
+        # As the user could have written it: booleans, which may be relaxed, are what they were.
+        real = [v.dtype if var.aval.dtype != bool else bool for v in cases]
+        shapes = [jax.ShapeDtypeStruct(v.shape, d) for v, d in zip(cases, real, strict=True)]
+        chosen = jax.make_jaxpr(select)(jax.ShapeDtypeStruct((), bool), *shapes)
+        outputs += walk_jaxpr(chosen.jaxpr, chosen.consts, [decision, *cases])
     return outputs

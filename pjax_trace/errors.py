@@ -3,18 +3,24 @@
 Every message says what is wrong, where in the user's source, and what to do next.
 """
 
+import contextlib
 import math
 import numbers
+import signal
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 __all__ = [
     "InputError",
+    "Interrupted",
     "MissingRuleError",
     "NonFiniteError",
     "PjaxError",
     "TraceError",
     "check_positive",
     "check_range",
+    "interrupts_wait",
 ]
 
 
@@ -48,6 +54,41 @@ class NonFiniteError(PjaxError, FloatingPointError):
         self.params = params
         self.state = state
         self.culprit = culprit
+
+
+class Interrupted(KeyboardInterrupt):
+    """An update was interrupted after it had taken the buffers of its arguments (``donate=True``).
+
+    Attributes:
+        params: the parameters to go on from.
+        state: the state that belongs to them.
+    """
+
+    def __init__(self, params: Any, state: Any):
+        super().__init__("interrupted; this error's .params and .state are those to go on from")
+        self.params = params
+        self.state = state
+
+
+@contextlib.contextmanager
+def interrupts_wait() -> Iterator[list[int]]:
+    """Ctrl-C waits until the block ends, and is in the list then; a second one does not wait."""
+    pending = list[int]()
+
+    def note(number: int, _: Any) -> None:
+        if pending:
+            raise KeyboardInterrupt
+        pending.append(number)
+
+    own = threading.current_thread() is threading.main_thread()
+    if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield pending
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pending
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def check_range(name: str, value: Any, lower: float, upper: float, *, closed: bool = True) -> None:

@@ -6,9 +6,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["Auxiliary", "Info", "State"]
+from pjax_trace.errors import TraceError
+
+__all__ = ["Auxiliary", "Info", "State", "parted"]
 
 
 class State(eqx.Module):
@@ -34,17 +37,36 @@ class Auxiliary:
     """What a function returns beside its objective, arrays apart.
 
     Args:
-        arrays: the pair of the objective and the rest, with shapes for arrays and None elsewhere.
+        arrays: the pair of the objective and the rest, with None for what is no array.
         others: the same with None for arrays.
     """
 
     def __init__(self, arrays: Any, others: Any):
-        self.shapes, self._structure = jax.tree.flatten(arrays)
+        leaves, self._structure = jax.tree.flatten(arrays)
+        self.shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
         self._others = others
 
     def rebuild(self, arrays: Sequence[Array]) -> Any:
         """What was returned beside the objective, with these arrays, the objective's included."""
         return eqx.combine(jax.tree.unflatten(self._structure, arrays), self._others)[1]
+
+
+def parted(out: Any, name: str, has_aux: bool) -> tuple[Any, Any]:
+    """The arrays among what a function returns, and everything else.
+
+    Raises:
+        TraceError: if, with ``has_aux``, that is no pair of one scalar and anything else.
+    """
+    if has_aux and (not isinstance(out, tuple) or len(out) != 2):
+        raise TraceError(
+            f"{name} must return a pair, the objective and anything else, for has_aux=True, and "
+            f"not {type(out).__name__}"
+        )
+    if has_aux and len(jax.tree.leaves(out[0])) != 1:
+        raise TraceError(
+            f"{name} must return a pair whose first is the objective, one scalar, for has_aux=True"
+        )
+    return eqx.partition(out, lambda x: eqx.is_array(x) or isinstance(x, np.ndarray | np.generic))
 
 
 class Info(eqx.Module):

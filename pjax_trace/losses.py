@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Integer
@@ -20,6 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, Integer
 from pjax_trace import _compat, prox
 from pjax_trace.custom import call, loss_p
 from pjax_trace.errors import InputError
+from pjax_trace.labels import targets_of
 from pjax_trace.plain_losses import (
     absolute_error,
     binary_cross_entropy,
@@ -120,6 +120,7 @@ def cross_entropy(
     labels: Integer[ArrayLike, "*rows"] | Float[ArrayLike, "*rows classes"],
     *,
     lam: ArrayLike = 1.0,
+    ignore: int | None = None,
 ) -> Float[Array, ""]:
     """The mean cross entropy of softmax(logits), projected by its exact proximal operator.
 
@@ -130,13 +131,14 @@ def cross_entropy(
         logits: scores, with classes on the last axis.
         labels: integers, one per row; or one-hot or soft rows that sum to 1.
         lam: λ > 0, the weight of the loss beside the squared distance; one number or one per row.
+        ignore: the label of rows that have no loss and are not counted in the mean, such as -100.
 
     Returns:
-        The mean of the loss over rows.
+        The mean of the loss over rows; 0 if none counts.
 
     Raises:
         InputError: if shapes do not fit, there are no rows or no classes, labels are out of range
-            or λ is not positive.
+            or no distributions, or λ is not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -144,8 +146,8 @@ def cross_entropy(
         >>> round(float(pjax.losses.cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))), 4)
         1.3863
     """
-    scores, targets, strength = _arguments("cross_entropy", logits, labels, lam)
-    return _mean(_CROSS_ENTROPY, scores, targets, strength, name="cross_entropy")
+    scores, targets, strength = _arguments("cross_entropy", logits, labels, lam, ignore)
+    return _mean(_CROSS_ENTROPY, scores, targets, strength, name="cross_entropy", ignore=ignore)
 
 
 def margin(
@@ -154,6 +156,7 @@ def margin(
     *,
     margin: ArrayLike = 1.0,
     lam: ArrayLike = jnp.inf,
+    ignore: int | None = None,
 ) -> Float[Array, ""]:
     """The mean multiclass hinge ``max(0, margin + max_{j≠y} x_j − x_y)`` of Crammer and Singer.
 
@@ -166,9 +169,10 @@ def margin(
         labels: integers, one per row; or one-hot rows.
         margin: the margin, at least 0; one number or one per row.
         lam: λ > 0, ∞ included; one number or one per row.
+        ignore: the label of rows that have no loss and are not counted in the mean, such as -100.
 
     Returns:
-        The mean of the loss over rows.
+        The mean of the loss over rows; 0 if none counts.
 
     Raises:
         InputError: if shapes do not fit, there are no rows or no classes, labels are out of range,
@@ -180,13 +184,13 @@ def margin(
         >>> float(pjax.losses.margin(jnp.array([[0.0, 3.0], [0.0, 3.0]]), jnp.array([1, 0])))
         2.0
     """
-    values, targets, strength = _arguments("margin", scores, labels, lam)
+    values, targets, strength = _arguments("margin", scores, labels, lam, ignore)
     width = jnp.asarray(margin, values.dtype)
     if width.shape not in ((), values.shape[:-1]):
         raise InputError(f"losses.margin: margin must be one number or one per row: {width.shape}")
     if _compat.is_known(width) and not np.all((np.asarray(width) >= 0) & np.isfinite(width)):
         raise InputError(f"losses.margin: margin must be finite and at least 0, not {margin!r}")
-    return _mean(_MARGIN, values, targets, strength, width, name="margin")
+    return _mean(_MARGIN, values, targets, strength, width, name="margin", ignore=ignore)
 
 
 def squared_error(
@@ -230,9 +234,14 @@ def squared_error(
     return _mean(_SQUARED_ERROR, predictions, goal, strength, name="squared_error")
 
 
-def _mean(rule: LossRule, *operands: Array, name: str) -> Array:
-    """The mean of a loss over rows."""
-    return jnp.mean(call(loss_p, rule, *operands, name=name))
+def _mean(rule: LossRule, *operands: Array, name: str, ignore: int | None = None) -> Array:
+    """The mean of a loss over rows, those apart that are ignored, whose λ is 0."""
+    rows = call(loss_p, rule, *operands, name=name)
+    if ignore is None:
+        return jnp.mean(rows)
+    counted = jnp.broadcast_to(operands[2] > 0, rows.shape)
+    count = jnp.maximum(jnp.sum(counted, dtype=rows.dtype), 1)
+    return jnp.sum(jnp.where(counted, rows, 0)) / count
 
 
 def _floating(name: str, scores: Any, role: str = "scores") -> Array:
@@ -257,39 +266,17 @@ def _not_empty(name: str, scores: Array, role: str, columns: str) -> None:
     )
 
 
-def _arguments(name: str, scores: Any, labels: Any, lam: Any) -> tuple[Array, Array, Array]:
-    """Scores, one-hot targets and λ, checked as far as their values are known."""
-    scores, labels = _floating(name, scores), jnp.asarray(labels)
+def _arguments(
+    name: str, scores: Any, labels: Any, lam: Any, ignore: int | None
+) -> tuple[Array, Array, Array]:
+    """Scores, targets and λ, which is 0 for rows that do not count; checked if they are known."""
+    scores = _floating(name, scores)
     if not scores.ndim:
         raise InputError(f"losses.{name}: scores need an axis of classes, but are a scalar")
     _not_empty(name, scores, "scores", "classes")
-    classes = scores.shape[-1]
-    if labels.shape == scores.shape and not jnp.issubdtype(labels.dtype, jnp.inexact):
-        labels = labels.astype(scores.dtype)  # one-hot rows
-    if jnp.issubdtype(labels.dtype, jnp.integer):
-        if labels.shape != scores.shape[:-1]:
-            raise InputError(
-                f"losses.{name}: scores of shape {scores.shape} need integer labels of shape "
-                f"{scores.shape[:-1]}, not {labels.shape}"
-            )
-        if _compat.is_known(labels):  # with numpy: under jit, jax.numpy would trace constants
-            values = np.asarray(labels)
-            for bad in values[(values < 0) | (values >= classes)]:
-                raise InputError(f"losses.{name}: label {bad} is not one of the {classes} classes")
-        valid = (labels >= 0) & (labels < classes)
-        targets = jax.nn.one_hot(labels, classes, dtype=scores.dtype)
-        # Not a silent zero row: the step's check for NaN names this loss.
-        targets = jnp.where(valid[..., None], targets, jnp.nan)
-    elif jnp.issubdtype(labels.dtype, jnp.floating):
-        if labels.shape != scores.shape:
-            raise InputError(
-                f"losses.{name}: scores of shape {scores.shape} need one-hot labels of the same "
-                f"shape, or integer labels of shape {scores.shape[:-1]}, not {labels.shape}"
-            )
-        targets = labels.astype(scores.dtype)
-    else:
-        raise InputError(f"losses.{name}: labels must be integers or floats, not {labels.dtype}")
-    return scores, targets, _strength(name, lam, scores)
+    targets, counted = targets_of(name, scores, labels, ignore)
+    strength = _strength(name, lam, scores)
+    return scores, targets, strength if counted is None else jnp.where(counted, strength, 0)
 
 
 def _strength(name: str, lam: Any, scores: Array) -> Array:

@@ -30,7 +30,7 @@ def is_linear(
         closed = jax.make_jaxpr(tangent)(list(data), list(moving), list(moving))
     except Exception:  # it has no derivative
         return False
-    used = _compat.used_inputs(closed.jaxpr)
+    used = _compat.used_inputs(closed, [True] * len(closed.out_avals))
     return not any(used[len(data) : len(data) + len(moving)])
 
 

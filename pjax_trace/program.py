@@ -41,7 +41,8 @@ class Equation:
     """One primitive applied to values.
 
     ``source`` and ``scope`` say where the user wrote it; ``outcome`` says what it becomes, None if
-    no variable reaches it.
+    no variable reaches it. With ``effects`` it does something beside computing its outputs, such as
+    printing, and is never dead.
     """
 
     index: int
@@ -52,6 +53,7 @@ class Equation:
     source: str
     scope: str
     outcome: Outcome | None = None
+    effects: bool = False
 
     @property
     def is_view(self) -> bool:
@@ -70,6 +72,9 @@ class Equation:
 
     def evaluate(self, *operands: Any) -> list[Any]:
         """The equation's outputs."""
+        own = _compat.own_function(self) if self.effects else None
+        if own is not None:
+            return own(*operands)  # whose effects JAX must see
         return _compat.bind(self.primitive, self.params, *operands)
 
 
@@ -160,7 +165,9 @@ class Program:
         return tuple(
             e
             for e in self.equations
-            if any(v.variable for v in e.inputs) and not any(v.variable for v in e.outputs)
+            if any(v.variable for v in e.inputs)
+            and e.outputs  # which a print has not
+            and not any(v.variable for v in e.outputs)
         )
 
     @functools.cached_property

@@ -31,6 +31,7 @@ def project(
     tol: float | None = None,
     donate: bool = False,
     has_aux: bool = False,
+    trainable: Any = None,
 ) -> Projected:
     """Solve for the variables of a function by projections, as ``jax.grad`` differentiates by them.
 
@@ -69,6 +70,11 @@ def project(
             are in its error.
         has_aux: whether the function returns a pair, the objective and anything else, which is then
             in ``info.aux``.
+        trainable: which of the parameters' floating-point arrays move; the others stay as they
+            are. A function of a path (such as ``"model.layers[0].weight"``) and a
+            `jax.ShapeDtypeStruct`, or a tree of booleans of which the parameters are a refinement.
+            Default: all. Of a Flax NNX module only what is an ``nnx.Param`` can move, and nothing
+            of an ``equinox.nn.State``.
 
     Returns:
         A `Projected`: call it as ``params, info = projected(params, *args)``, or keep state with
@@ -164,4 +170,4 @@ def project(
     accelerations = tuple(map(acceleration_of, (acceleration,) if single else acceleration))
     product = schedule == "product"
     plan = Plan(solver, steps, metric, accelerations, product, copies, tol)
-    return Projected(fn, argnums, plan, granularity or "row", schedule, donate, has_aux)
+    return Projected(fn, argnums, plan, granularity or "row", schedule, donate, has_aux, trainable)

@@ -4,39 +4,41 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PyTree
 
 from pjax_trace import _compat
 from pjax_trace.acceleration import Averaging
 from pjax_trace.build import build_graph
-from pjax_trace.errors import InputError, NonFiniteError, TraceError
+from pjax_trace.errors import (
+    InputError,
+    Interrupted,
+    NonFiniteError,
+    TraceError,
+    interrupts_wait,
+)
 from pjax_trace.explain import explanation
 from pjax_trace.granularity import coarsen
 from pjax_trace.graph import ConsensusGraph
-from pjax_trace.info import Auxiliary, Info, State
+from pjax_trace.info import Auxiliary, Info, State, parted
 from pjax_trace.problem import Problem
 from pjax_trace.signature import (
+    Numbers,
     Signature,
-    check_parameters,
-    is_moving,
-    is_shape,
-    kind_of,
+    check_alive,
     mismatch,
+    parameters_in,
+    remember,
     shapes_of,
+    strong,
 )
 from pjax_trace.spaces import space_of
 from pjax_trace.trace import trace_program
+from pjax_trace.trainable import Leaf, closed, is_shape, opened
 from pjax_trace.update import Plan, run_update
 
 __all__ = ["Projected"]
-
-
-# As many kinds of calls are remembered, to know the next one of a kind at once.
-_REMEMBERED = 64
 
 
 class Projected:
@@ -50,7 +52,8 @@ class Projected:
         granularity: Any,
         schedule: str,
         donate: bool,
-        has_aux: bool,
+        has_aux: bool = False,
+        trainable: Any = None,
     ):
         functools.update_wrapper(self, fn, updated=())
         self._fn = fn
@@ -59,6 +62,8 @@ class Projected:
         self._granularity = granularity
         self._schedule = schedule
         self._several = isinstance(argnums, tuple)
+        self._trainable = trainable
+        self._numbers_seen = Numbers()
         self._signatures: dict[Any, Signature] = {}
         self._structures: dict[Any, Any] = {}
         self._donate = donate
@@ -89,20 +94,22 @@ class Projected:
             **kwargs: its keyword arguments.
 
         Raises:
-            InputError: if ``params`` has no floating-point array, or integer ones outside modules.
+            InputError: if ``params`` has no floating-point array that may move.
         """
-        check_parameters(params)
+        found = self._leaves(params)
         zero = functools.partial(jnp.zeros, (), jnp.int32)
         leaves = [
-            jnp.zeros(x.shape, x.dtype) if is_shape(x) else jnp.asarray(x)
-            for x in jax.tree.leaves(self._moving(params))
+            jnp.zeros(x.shape, x.dtype) if is_shape(x) else strong(x)
+            for those in found.values()
+            for _, x, why in those
+            if not why
         ]
         memory = tuple(a.init(leaves) for a in self._plan.acceleration)
         latent = ()
         if args or kwargs:
             graph = self._graph(*self._split(self._insert(params, args), kwargs))
             latent = tuple(leaves) if self._plan.solver.keeps_latent(graph) else ()
-        return State(zero(), zero(), memory, latent, self._structure(shapes_of(params)))
+        return State(zero(), zero(), memory, latent, self._structure(shapes_of(found)))
 
     def averaged(self, params: PyTree, state: State) -> PyTree:
         """The parameters with their averages in the places of the floating-point arrays.
@@ -114,7 +121,7 @@ class Projected:
         Raises:
             InputError: if there is no `Averaging` among the accelerations, or the shapes differ.
         """
-        self._check_state("averaged", shapes_of(params), state)
+        self._check_state("averaged", shapes_of(self._leaves(params)), state)
         kept = [
             acceleration.average(memory)
             for acceleration, memory in zip(self._plan.acceleration, state.memory, strict=True)
@@ -201,7 +208,7 @@ class Projected:
             leaves, tree = jax.tree.flatten(memory)
             names = tuple(type(a).__name__ for a in accelerations)
             found = shapes, names, (str(tree), *(x.shape for x in leaves))
-            _remember(self._structures, shapes, found)
+            remember(self._structures, shapes, found)
         return found
 
     def _check_state(self, method: str, shapes: Any, state: Any) -> None:
@@ -220,20 +227,24 @@ class Projected:
 
     def _places(self, params: Any) -> dict[int, Any]:
         """The parameters by position among the function's arguments, in their order."""
-        if not self._several:
-            return {0: params}
+        params = params if self._several else (params,)
         return dict(sorted(zip(self._numbers(), params, strict=True), key=lambda place: place[0]))
 
-    def _moving(self, params: Any) -> dict[int, Any]:
-        """The arrays among the parameters, in the order of the function's arguments."""
-        return eqx.filter(self._places(params), is_moving)
+    def _leaves(self, params: Any) -> dict[int, list[Leaf]]:
+        """What the arguments with parameters hold, by their numbers."""
+        said = self._trainable
+        by_place = self._several and isinstance(said, tuple)
+        trainable = self._places(said) if by_place else dict.fromkeys(self._numbers(), said)
+        return parameters_in(self._places(params), self._fn, trainable)
 
     def _combine(self, params: Any, arrays: Sequence[Array]) -> Any:
         """Parameters with other arrays."""
-        moving, fixed = eqx.partition(self._places(params), is_moving)
-        new = eqx.combine(jax.tree.unflatten(jax.tree.structure(moving), arrays), fixed)
+        leaves = [leaf for those in self._leaves(params).values() for leaf in those]
+        own = iter(arrays)
+        structure = jax.tree.structure(opened(self._places(params)))
+        new = closed(structure.unflatten(x if why else next(own) for _, x, why in leaves))
         # The parameters in the order of argnums; the arrays were in that of the arguments.
-        return tuple(new[n] for n in self._numbers()) if self._several else new[0]
+        return tuple(new[n] for n in self._numbers()) if self._several else new[self._numbers()[0]]
 
     def _numbers(self) -> tuple[int, ...]:
         return self._argnums if isinstance(self._argnums, tuple) else (self._argnums,)
@@ -261,32 +272,43 @@ class Projected:
 
     def _sign(self, args: tuple, kwargs: dict) -> tuple[Signature, list[Any]]:
         """What is known of a call but its arrays; and its leaves."""
-        leaves, structure = jax.tree.flatten((args, kwargs))
+        leaves, structure = jax.tree.flatten(opened((args, kwargs)))
+
+        def signed(kinds: Any) -> Signature:
+            parameters = self._leaves(self._parameters_of(args))
+            return Signature.of(structure, kinds, parameters, self._fn)
+
+        def compiles(kinds: Any) -> bool:
+            try:
+                signature = signed(kinds)
+                self._graph(signature, *signature.arrays(leaves))
+            except Exception:  # whatever it is, it comes up again if it is not the number's fault
+                return False
+            return True
+
         try:
-            key = structure, tuple(map(kind_of, leaves))
-            signature = self._signatures.get(key)
+            kinds = self._numbers_seen.kinds(structure, leaves, compiles)
+            signature = self._signatures.get((structure, kinds))
         except TypeError as error:
             raise InputError(f"an argument that is no array must be hashable: {error}") from error
         if signature is None:
-            params = self._parameters_of(args)
-            signature = Signature.of(structure, key[1], self._numbers(), params, self._fn)
-            _remember(self._signatures, key, signature)
+            signature = signed(kinds)
+            remember(self._signatures, (structure, kinds), signature)
         return signature, leaves
 
     def _flat(self, signature: Signature, rest: list[Any] | None = None) -> Callable[..., Any]:
         """The function, from flat lists of arrays to one.
 
-        What it returns beside the objective is put into ``rest``, with shapes for arrays.
+        What it returns is put into ``rest``: shapes of arrays, and everything else.
         """
 
         def function(parameters: list[Any], data: list[Any]) -> list[Any]:
             args, kwargs = signature.rebuild(parameters, data)
             out = self._fn(*args, **kwargs)
-            if self._has_aux:
-                out = check_pair(out, getattr(self._fn, "__name__", "the function"))
-            arrays, others = eqx.partition(out, is_array)
+            name = getattr(self._fn, "__name__", "the function")
+            arrays, others = parted(out, name, self._has_aux)
             if rest is not None:
-                rest[:] = [jax.tree.map(_shape, arrays), others]
+                rest[:] = [arrays, others]
             return jax.tree.leaves(arrays)
 
         return function
@@ -324,7 +346,24 @@ class Projected:
         signature, leaves = self._sign(args, kwargs)
         self._check_state("update", signature.shapes, state)
         parameters, data = signature.arrays(leaves)
-        moved, new_state, info = jitted(signature, parameters, state, data)
+        try:
+            if not self._donate:
+                return self._checked(signature, leaves, *jitted(signature, parameters, state, data))
+            with interrupts_wait() as pending:
+                done = jitted(signature, parameters, state, data)
+                new = self._checked(signature, leaves, *done)
+            if pending:
+                raise Interrupted(new[0], new[1])
+            return new
+        except (RuntimeError, ValueError):
+            names = (*signature.parameter_names, *signature.data_names)
+            check_alive((*names, "the state"), (*parameters, *data, jax.tree.leaves(state)))
+            raise
+
+    def _checked(
+        self, signature: Signature, leaves: list[Any], moved: list[Any], state: State, info: Info
+    ) -> tuple[Any, State, Info]:
+        """The result of an update, if it is finite."""
         new = self._parameters_of(signature.replace(leaves, moved)[0])
         if _compat.is_known(info.finite) and not bool(info.finite):
             culprit = info.suspects[int(info.culprit)]
@@ -332,12 +371,23 @@ class Projected:
                 f"NaN or infinity in {culprit}. The update was dropped; the last good parameters "
                 "are in this error's .params, the state in its .state. Check the data's scale, "
                 "that labels and sets are valid and λ positive, or give the parameters more weight "
-                "(metric)",
+                "(metric)" + self._told(signature, leaves, moved),
                 params=new,
-                state=new_state,
+                state=state,
                 culprit=culprit,
             )
-        return new, new_state, info
+        return new, state, info
+
+    def _told(self, signature: Signature, leaves: list[Any], parameters: list[Any]) -> str:
+        """What the function says of its arguments when it is called with their values."""
+        args, kwargs = signature.replace(leaves, parameters)
+        try:
+            self._fn(*args, **kwargs)
+        except InputError as error:
+            return f". Here: {error}"
+        except Exception:  # which is not what the update failed of
+            return ""
+        return ""
 
     def _run(
         self, signature: Signature, parameters: list[Array], state: State, data: list[Any]
@@ -347,33 +397,3 @@ class Projected:
         graph = self._graph(signature, parameters, data, rest)
         aux = Auxiliary(*rest) if self._has_aux else None
         return run_update(self._plan, graph, signature, aux, parameters, state, data)
-
-
-def is_array(x: Any) -> bool:
-    """Whether something that a function returns is an array, or a number of NumPy's."""
-    return eqx.is_array(x) or isinstance(x, np.ndarray | np.generic)
-
-
-def check_pair(out: Any, name: str) -> tuple[Any, Any]:
-    """What a function returns whose ``has_aux`` is True."""
-    if not isinstance(out, tuple) or len(out) != 2:
-        raise TraceError(
-            f"{name} must return a pair, the objective and anything else, for has_aux=True, and "
-            f"not {type(out).__name__}"
-        )
-    if len(jax.tree.leaves(out[0])) != 1:
-        raise TraceError(
-            f"{name} must return a pair whose first is the objective, one scalar, for has_aux=True"
-        )
-    return out
-
-
-def _shape(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
-
-
-def _remember(cache: dict[Any, Any], key: Any, value: Any) -> None:
-    """Keep something by a key; not more than `_REMEMBERED` of them."""
-    if len(cache) == _REMEMBERED:
-        cache.clear()
-    cache[key] = value

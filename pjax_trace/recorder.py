@@ -1,12 +1,14 @@
 """What a trace writes down: values in program order, and the equations between them."""
 
-from collections.abc import Collection, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pjax_trace import _compat
+from pjax_trace.errors import TraceError
 from pjax_trace.program import Equation, Value
 from pjax_trace.registry import translate
 from pjax_trace.translation import Outcome, Refuse
@@ -15,14 +17,28 @@ __all__ = ["Recorder"]
 
 
 class Recorder:
-    """Equations and values, numbered as they are met; each equation is translated once."""
+    """Equations and values, numbered as they are met; each equation is translated once.
 
-    def __init__(self) -> None:
+    Args:
+        quiet: whether effects are left out, because something else has them.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.count = 0
         self.equations: list[Equation] = []
         self.constants: dict[Value, Any] = {}
         self.equal: dict[Any, list[Value]] = {}
         self.feedback: dict[Value, Value] = {}
+
+    @contextlib.contextmanager
+    def silence(self, also: bool = True) -> Iterator[None]:
+        """Leave out the effects of what is recorded in the block."""
+        before, self.quiet = self.quiet, self.quiet or also
+        try:
+            yield
+        finally:
+            self.quiet = before
 
     def snapshot(self) -> tuple[Any, ...]:
         """What to give to `restore` to forget all that was recorded since."""
@@ -53,6 +69,14 @@ class Recorder:
         source: str,
     ) -> list[Value]:
         """The outputs of an equation of its own; those of an equal one, if there is one."""
+        if eqn.effects and self.quiet:
+            if eqn.outvars:
+                raise TraceError(
+                    f"{eqn.primitive.name} at {source} is in the body of a loop that variables go "
+                    "through, which would run it more than once. Call it on data before the loop, "
+                    "or use jax.pure_callback, which may run any number of times"
+                )
+            return []
         key = self._key(eqn, operands)
         if key is not None and key in self.equal:
             return self.equal[key]
@@ -63,7 +87,15 @@ class Recorder:
         refused = isinstance(outcome, Refuse)
         flags = [moving and (refused or bool(jnp.issubdtype(a.dtype, jnp.inexact))) for a in avals]
         results = self._record(
-            eqn.primitive, eqn.params, operands, flags, avals, scope, source, outcome
+            eqn.primitive,
+            eqn.params,
+            operands,
+            flags,
+            avals,
+            scope,
+            source,
+            outcome,
+            bool(eqn.effects),
         )
         if key is not None:
             self.equal[key] = results
@@ -77,12 +109,16 @@ class Recorder:
         variable: Sequence[bool],
         scope: str = "",
         source: str = "",
+        effects: bool = False,
     ) -> list[Value]:
         """Add an equation that is in no jaxpr, with outputs that are variables or not."""
         shapes = (jax.ShapeDtypeStruct(v.shape, v.dtype) for v in operands)
         avals = jax.eval_shape(lambda *xs: _compat.bind(primitive, params, *xs), *shapes)
         outcome = translate(primitive, params, operands, tuple(v.variable for v in operands))
-        return self._record(primitive, params, operands, variable, avals, scope, source, outcome)
+        effects = effects and not self.quiet
+        return self._record(
+            primitive, params, operands, variable, avals, scope, source, outcome, effects
+        )
 
     def _record(
         self,
@@ -94,6 +130,7 @@ class Recorder:
         scope: str,
         source: str,
         outcome: Outcome | None,
+        effects: bool,
     ) -> list[Value]:
         moves = any(v.variable or v.frozen for v in operands)
         frozen = moves and primitive is not jax.lax.stop_gradient_p
@@ -104,7 +141,15 @@ class Recorder:
         inputs, outputs = tuple(operands), tuple(results)
         self.equations.append(
             Equation(
-                len(self.equations), primitive, params, inputs, outputs, source, scope, outcome
+                len(self.equations),
+                primitive,
+                params,
+                inputs,
+                outputs,
+                source,
+                scope,
+                outcome,
+                effects,
             )
         )
         return results

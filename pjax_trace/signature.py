@@ -3,25 +3,29 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from pjax_trace import _compat
 from pjax_trace.errors import InputError
+from pjax_trace.trainable import Leaf, closed, is_array, is_shape, leaves_of, opened
 
 __all__ = [
+    "Numbers",
     "Signature",
-    "check_parameters",
-    "is_moving",
-    "is_shape",
-    "kind_of",
+    "check_alive",
     "mismatch",
+    "parameters_in",
+    "remember",
     "shapes_of",
+    "strong",
 ]
+
+# As many kinds of calls are remembered, to know the next one of a kind at once.
+_REMEMBERED = 64
 
 
 class _Array(NamedTuple):
@@ -38,9 +42,12 @@ class _Static(NamedTuple):
     leaf: Any
 
 
-def kind_of(leaf: Any) -> _Array | _Static:
+Kinds = tuple[_Array | _Static, ...]
+
+
+def _kind(leaf: Any) -> _Array | _Static:
     """What a leaf is, its elements apart."""
-    return _Array(leaf.shape, leaf.dtype) if _is_array(leaf) else _Static(type(leaf), leaf)
+    return _Array(leaf.shape, leaf.dtype) if is_array(leaf) else _Static(type(leaf), leaf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +74,14 @@ class Signature:
     def of(
         cls,
         structure: Any,
-        kinds: Sequence[_Array | _Static],
-        argnums: Collection[int],
-        params: Any,
+        kinds: Kinds,
+        parameters: Mapping[int, Sequence[Leaf]],
         fn: Callable[..., Any],
     ) -> "Signature":
-        """Of a call to ``fn``, whose parameters are in the arguments ``argnums``."""
-        check_parameters(params)
+        """Of a call to ``fn``, with the leaves of those arguments that hold parameters."""
         numbered = jax.tree.unflatten(structure, range(len(kinds)))
         arguments = _argument_names(fn, len(numbered[0]))
+        own = {n: iter(leaves) for n, leaves in parameters.items()}
         static, names = list[_Static | None](), list[str]()
         moving, fixed = list[int](), list[int]()
         for (path, i), kind in zip(
@@ -85,17 +91,13 @@ class Signature:
             positional = place.idx == 0
             root = arguments[number.idx] if positional else number.key
             names.append(root + jax.tree_util.keystr(tuple(inner)))
-            own = positional and number.idx in argnums
-            # A number that is an argument by itself is data, as under jax.jit.
-            number_alone = isinstance(kind, _Static) and kind.kind is float and not inner
-            if own and isinstance(kind, _Array) and jnp.issubdtype(kind.dtype, jnp.inexact):
+            if positional and number.idx in own and not next(own[number.idx]).why:
                 moving.append(i)
-            elif isinstance(kind, _Array) or number_alone:
+            elif isinstance(kind, _Array):
                 fixed.append(i)
-            static.append(kind if isinstance(kind, _Static) and not number_alone else None)
-        return cls(
-            structure, tuple(static), tuple(moving), tuple(fixed), tuple(names), shapes_of(params)
-        )
+            static.append(kind if isinstance(kind, _Static) else None)
+        shapes = shapes_of(parameters)
+        return cls(structure, tuple(static), tuple(moving), tuple(fixed), tuple(names), shapes)
 
     def __hash__(self) -> int:
         return self._hash
@@ -119,8 +121,8 @@ class Signature:
         parameters, data = [leaves[i] for i in self.moving], [leaves[i] for i in self.fixed]
         # JAX takes NumPy's arrays as they are, but parameters also come back.
         return (
-            [x if eqx.is_array(x) or is_shape(x) else jnp.asarray(x) for x in parameters],
-            [x if _is_array(x) else jnp.asarray(x) for x in data],
+            [strong(x) for x in parameters],
+            [x if is_array(x) else jnp.asarray(x) for x in data],
         )
 
     def rebuild(self, parameters: Sequence[Any], data: Sequence[Any]) -> tuple[tuple, dict]:
@@ -135,21 +137,14 @@ class Signature:
         new = list(leaves)
         for i, x in zip(self.moving, parameters, strict=True):
             new[i] = x
-        return jax.tree.unflatten(self.structure, new)
+        return closed(jax.tree.unflatten(self.structure, new))
 
 
-def is_shape(leaf: Any) -> bool:
-    """Whether a leaf stands for an array, as for `jax.eval_shape`."""
-    return isinstance(leaf, jax.ShapeDtypeStruct)
-
-
-def _is_array(leaf: Any) -> bool:
-    return eqx.is_array(leaf) or is_shape(leaf) or isinstance(leaf, (np.ndarray, np.generic))
-
-
-def is_moving(leaf: Any) -> bool:
-    """Whether a leaf of the parameters is one to solve for."""
-    return _is_array(leaf) and bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+def strong(x: Any) -> Any:
+    """A parameter as it comes back: an array of JAX, without a weak type."""
+    if is_shape(x) or (isinstance(x, jax.Array) and not x.weak_type):
+        return x
+    return jnp.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
 
 
 def _argument_names(fn: Callable[..., Any], count: int) -> list[str]:
@@ -162,40 +157,114 @@ def _argument_names(fn: Callable[..., Any], count: int) -> list[str]:
     return [names[i] if i < len(names) else f"args[{i}]" for i in range(count)]
 
 
-def check_parameters(params: Any) -> None:
-    """Something to solve for, and nothing that looks like it but cannot move."""
-    leaves = jax.tree_util.tree_leaves_with_path(
-        params, is_leaf=lambda node: isinstance(node, eqx.Module)
-    )
-    for path, leaf in leaves:
-        if isinstance(leaf, eqx.Module):
-            continue  # modules carry integers and flags of their own, which are data
-        if isinstance(leaf, (bool, int, complex)) or (
-            eqx.is_array_like(leaf) and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        ):
-            raise InputError(
-                f"parameter params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}: "
-                "projections move real numbers; convert it to float32, or pass it as another "
-                "argument, which is data"
-            )
-    moving = [leaf for leaf in jax.tree.leaves(params) if is_moving(leaf)]
-    if not moving:
+def parameters_in(
+    places: Mapping[int, Any], fn: Callable[..., Any], trainable: Mapping[int, Any]
+) -> dict[int, list[Leaf]]:
+    """The leaves of the arguments that hold parameters, by the numbers of these arguments.
+
+    Args:
+        places: the arguments by their numbers.
+        fn: the function whose they are.
+        trainable: of each, what the user says of it, as `leaves_of` takes it.
+
+    Raises:
+        InputError: if there is nothing to solve for, or something that looks like it but cannot
+            move.
+    """
+    names = _argument_names(fn, max(places) + 1)
+    found = {n: leaves_of(opened(tree), names[n], trainable[n]) for n, tree in places.items()}
+    leaves = [leaf for those in found.values() for leaf in those]
+    check_alive([leaf.path for leaf in leaves], [leaf.value for leaf in leaves])
+    # An array that is an argument by itself was not meant to stay, if nobody said so.
+    bare = [
+        leaf
+        for n, those in found.items()
+        for leaf in those
+        if leaf.why and leaf.path == names[n] and trainable[n] is None
+    ]
+    if bare or all(leaf.why for leaf in leaves):
+        why = "; ".join(f"{leaf.path} is {leaf.why}" for leaf in (bare or leaves)[:8])
         raise InputError(
-            "the parameters hold no floating-point array, so there is nothing to solve for"
+            f"the parameters hold no floating-point array to solve for{why and ': '}{why}. "
+            "Projections move real numbers: convert what should move to float32, and pass what "
+            "should not as another argument, which is data (argnums says which hold parameters)"
         )
-    for leaf in moving:
-        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-            raise InputError("complex parameters are not supported; use real and imaginary parts")
+    for leaf in leaves:
+        if not leaf.why and jnp.issubdtype(leaf.value.dtype, jnp.complexfloating):
+            raise InputError(
+                f"parameter {leaf.path}: complex parameters are not supported; use real and "
+                "imaginary parts"
+            )
+    return found
 
 
-def shapes_of(params: Any) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+def shapes_of(parameters: Mapping[int, Sequence[Leaf]]) -> tuple[tuple[str, Any, str], ...]:
     """Path, shape and dtype of every array to solve for."""
-    moving = eqx.filter(params, is_moving)
     dtype = jax.dtypes.canonicalize_dtype
     return tuple(
-        (jax.tree_util.keystr(path), tuple(leaf.shape), dtype(leaf.dtype).name)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(moving)
+        (leaf.path, tuple(leaf.value.shape), dtype(leaf.value.dtype).name)
+        for leaves in parameters.values()
+        for leaf in leaves
+        if not leaf.why
     )
+
+
+def check_alive(names: Sequence[str], arrays: Sequence[Any]) -> None:
+    """Say which array was given away, if one was."""
+    for name, tree in zip(names, arrays, strict=True):
+        known = (x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array))
+        if any(_compat.is_known(x) and x.is_deleted() for x in known):
+            raise InputError(
+                f"{name} is gone: its buffer was given to a computation (donate=True, or "
+                "donate_argnums of jax.jit). Go on from what that computation returned"
+            )
+
+
+class Numbers:
+    """Python numbers among the arguments: part of the program, until one of them changes.
+
+    A number that decides shapes, or the length of a loop, must be known while tracing. One that
+    changes from call to call (a step, a rate) must be data, or each call would compile anew. So
+    what changes becomes data, if the function can be compiled with it as such. A float that is an
+    argument by itself is data at once, as under ``jax.jit``.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[Any, tuple[Sequence[Any], set[int], set[int]]] = {}
+
+    def kinds(
+        self, structure: Any, leaves: Sequence[Any], compiles: Callable[[Kinds], bool]
+    ) -> Kinds:
+        """What each leaf is; ``compiles`` tries what another answer would lead to."""
+        kinds = tuple(map(_kind, leaves))
+        places = [i for i, leaf in enumerate(leaves) if type(leaf) in (int, float)]
+        if not places:
+            return kinds
+        free = dict(enumerate(kinds))
+        free.update((i, _Array((), jnp.result_type(type(leaves[i])))) for i in places)
+        like = structure, tuple(free.values()), tuple(type(leaves[i]) for i in places)
+        values = [leaves[i] for i in places]
+        if like not in self._seen:
+            args, kwargs = jax.tree.unflatten(structure, range(len(leaves)))
+            alone = (i for i in (*args, *kwargs.values()) if type(i) is int)
+            loose = {i for i in alone if type(leaves[i]) is float}
+            remember(self._seen, like, (values, loose, set()))
+        first, loose, rigid = self._seen[like]
+
+        def freed(those: Collection[int]) -> Kinds:
+            return tuple(free[i] if i in those else kind for i, kind in enumerate(kinds))
+
+        for i, before, now in zip(places, first, values, strict=True):
+            if before != now and i not in loose and i not in rigid:
+                (loose if compiles(freed({*loose, i})) else rigid).add(i)
+        return freed(loose)
+
+
+def remember(cache: dict[Any, Any], key: Any, value: Any) -> None:
+    """Keep something by a key; not more than `_REMEMBERED` of them."""
+    if len(cache) == _REMEMBERED:
+        cache.clear()
+    cache[key] = value
 
 
 def mismatch(method: str, shapes: Any, expected: Any) -> str:
@@ -204,7 +273,7 @@ def mismatch(method: str, shapes: Any, expected: Any) -> str:
     for path in dict.fromkeys((*then, *now)):
         if now.get(path) != then.get(path):
             return (
-                f"{method}: parameter params{path} is {now.get(path, 'missing')}, but was "
+                f"{method}: parameter {path} is {now.get(path, 'missing')}, but was "
                 f"{then.get(path, 'missing')} in init; start from a new init(params)"
             )
     return f"{method}: the parameters are not those of init; start from a new init(params)"

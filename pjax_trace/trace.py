@@ -9,8 +9,9 @@ frozen at their forward values. Booleans of variables are relaxed to reals by th
 is dropped.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pjax_trace import _compat
+from pjax_trace.bounded import bounded
 from pjax_trace.control import inline_branches, keep_scan, lift_scan
 from pjax_trace.custom import constrain_p, loss_p
 from pjax_trace.errors import MissingRuleError, TraceError
@@ -38,6 +40,8 @@ class _Interpreter:
     def __init__(self, recorder: Recorder, lift: bool = True) -> None:
         self.recorder = recorder
         self.lift = lift
+        self.taken: Value | None = None  # whether the branch that is walked is taken
+        self.decisions: dict[Value, Value] = {}  # an integer → the variable boolean that it is
 
     def walk(
         self,
@@ -48,10 +52,12 @@ class _Interpreter:
         scope: str = "",
         source: str = "",
         rewritten: bool = False,
+        inlined: bool = True,
     ) -> list[Value]:
         """The values of a jaxpr's outputs; ``scope`` and ``source`` are those of the call to it.
 
-        What a rule rewrote an equation to has that equation's source, and none of its own.
+        What a rule rewrote an equation to has that equation's source, and none of its own. With
+        ``inlined=False``, its equations are recorded as they are.
         """
         env: dict[Any, Value] = {}
         for var, const in zip(jaxpr.constvars, consts, strict=True):
@@ -69,12 +75,18 @@ class _Interpreter:
             inner = "/".join(filter(None, (scope, _compat.source_scope(eqn))))
             line = source if rewritten else _compat.source_line(eqn, source)
             outcome = None
-            if any(v.variable for v in operands):
+            silent = self.recorder.quiet and eqn.effects and _compat.call_body(eqn)
+            chosen = _compat.loop_kind(eqn.primitive) == "cond" and operands[0] in self.decisions
+            if inlined and (silent or chosen or any(v.variable for v in operands)):
                 outcome = self.inline(eqn, operands, inner, line, rewritten)
             if isinstance(outcome, list):
                 results = outcome
+            elif inlined and self.taken is not None and _guarded(eqn, operands):
+                results = self.guarded(self.taken, eqn, operands, inner, line)
             else:
                 results = self.recorder.add(eqn, operands, outcome, inner, line)
+            if len(operands) == len(results) == 1 and _decides(eqn, operands[0], results[0]):
+                self.decisions[results[0]] = operands[0]
             env.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
@@ -92,6 +104,13 @@ class _Interpreter:
 
         kind = _compat.loop_kind(eqn.primitive)
         relaxed = [v.dtype != a.aval.dtype for v, a in zip(operands, eqn.invars, strict=True)]
+        if kind == "cond":
+            decision = self.decisions.get(operands[0])
+            return inline_branches(eqn, operands, walk_jaxpr, walk, decision, self.guard)
+        if kind == "while":
+            function = bounded(self.recorder, eqn, operands)
+            if function is not None:
+                return walk(function, *operands)
         if kind and any(relaxed):
             raise TraceError(
                 f"a boolean or complex value that depends on variables enters a {kind} at "
@@ -102,8 +121,6 @@ class _Interpreter:
             return lift_scan(self.recorder, eqn, operands, walk)
         if kind == "scan":
             return keep_scan(self.recorder, eqn, operands, _trace_body, scope, source)
-        if kind == "cond" and not (operands[0].variable or operands[0].frozen):
-            return inline_branches(eqn, operands, walk_jaxpr, walk)
         call = _compat.call_body(eqn)
         if call is not None:
             return walk_jaxpr(*call, operands)
@@ -122,6 +139,37 @@ class _Interpreter:
         if any(relaxed) and not isinstance(outcome, Refuse):
             return walk(self.relaxed(eqn, operands, source), *operands, own=False)
         return outcome
+
+    @contextlib.contextmanager
+    def guard(self, taken: Value) -> Iterator[None]:
+        """What calls out is called only if ``taken``, in the block."""
+        before = self.taken
+        if before is not None:
+            args = (jax.ShapeDtypeStruct((), bool),) * 2
+            both = jax.make_jaxpr(jnp.logical_and)(*args)
+            (taken,) = self.walk(both.jaxpr, both.consts, [before, taken])
+        self.taken = taken
+        try:
+            yield
+        finally:
+            self.taken = before
+
+    def guarded(
+        self, taken: Value, eqn: Any, operands: Sequence[Value], scope: str, source: str
+    ) -> list[Value]:
+        """The outputs of an equation if ``taken``, and else zeros: a cond, which stays one."""
+        shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in (taken, *operands)]
+
+        def function(taken: Any, *xs: Any) -> list[Any]:
+            run = functools.partial(_compat.bind, eqn.primitive, eqn.params, *xs)
+            zeros = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
+            return jax.lax.cond(taken, run, lambda: zeros)
+
+        closed = jax.make_jaxpr(function)(*shapes)
+        values = (taken, *operands)
+        return self.walk(
+            closed.jaxpr, closed.consts, values, scope=scope, source=source, inlined=False
+        )
 
     def paired(
         self,
@@ -168,6 +216,17 @@ class _Interpreter:
         )
 
 
+def _guarded(eqn: Any, operands: Sequence[Value]) -> bool:
+    """Whether an equation calls out, with data, or without an answer that would be a variable."""
+    return _compat.calls_out(eqn) and not (eqn.outvars and any(v.variable for v in operands))
+
+
+def _decides(eqn: Any, operand: Value, result: Value) -> bool:
+    """Whether an equation makes a variable boolean an integer, as in front of a cond."""
+    boolean = operand.variable and not operand.shape and eqn.invars[0].aval.dtype == bool
+    return boolean and not result.shape and bool(jnp.issubdtype(result.dtype, jnp.integer))
+
+
 def trace_program(
     function: Callable[..., Any],
     parameters: Sequence[Any],
@@ -179,6 +238,7 @@ def trace_program(
     has_aux: bool = False,
     claim: bool = True,
     lift: bool = True,
+    quiet: bool = False,
 ) -> Program:
     """Trace ``function(parameters, data)``, both flat lists of arrays, into a program.
 
@@ -193,6 +253,7 @@ def trace_program(
         has_aux: whether only the first output is the objective; the others are the program's.
         claim: whether rules may claim whole functions.
         lift: whether scans are lifted over time, or each is kept as one operation.
+        quiet: whether effects such as printing are left out.
 
     Raises:
         TraceError: if a loop or branch of Python depends on a variable, or there is no scalar that
@@ -213,7 +274,7 @@ def trace_program(
             "argument. JAX says: " + str(error).split("\n", maxsplit=1)[0]
         ) from error
     jaxpr = closed.jaxpr
-    recorder = Recorder()
+    recorder = Recorder(quiet)
     interpreter = _Interpreter(recorder, lift)
     inputs = [
         recorder.value(var.aval, position < len(parameters), name)
@@ -249,7 +310,13 @@ def _trace_body(
     names = [f"input {i}" for i in range(len(shapes))]
     count = len(parameters)
     program = trace_program(
-        function, shapes[:count], shapes[count:], names=names, kept="all", lift=False
+        function,
+        shapes[:count],
+        shapes[count:],
+        names=names,
+        kept="all",
+        lift=False,
+        quiet=True,  # the scan itself has them, which runs in the forward pass
     )
     for e in program.equations:
         if e.primitive in (loss_p, constrain_p):
@@ -264,12 +331,12 @@ def _live(
     recorder: Recorder, outputs: Sequence[Value], objective: Objective | None
 ) -> list[Equation]:
     """Dead-code elimination: of the objective, its losses, sets and data count as outputs do."""
-    values, roots = set(outputs), set()
+    values, roots = set(outputs), {e for e in recorder.equations if e.effects}
     if objective is not None:
         values |= objective.reads
-        roots = {
+        roots |= {
             e
             for e in recorder.equations
-            if e.primitive is constrain_p or not set(e.outputs).isdisjoint(objective.scales)
+            if e.primitive is constrain_p or not objective.scales.keys().isdisjoint(e.outputs)
         }
     return needed_equations(recorder.equations, recorder.feedback, values, roots)

@@ -169,9 +169,9 @@ def test_bad_labels(loss):
             loss(S, LABELS.at[2].set(bad))
     with pytest.raises(pjax.InputError, match=r"integer labels of shape \(6,\), not \(5,\)"):
         loss(S, LABELS[:5])
-    with pytest.raises(pjax.InputError, match=r"one-hot labels of the same shape.*not \(6, 4\)"):
+    with pytest.raises(pjax.InputError, match=r"one-hot labels of the same shape, not \(6, 4\)"):
         loss(S, HOT[:, :4])
-    with pytest.raises(pjax.InputError, match="integers or floats, not bool"):
+    with pytest.raises(pjax.InputError, match="labels.astype"):
         loss(S, LABELS > 0)
     with pytest.raises(pjax.InputError, match="scores must be floating point, not int32"):
         loss(S.astype(jnp.int32), LABELS)

@@ -34,7 +34,7 @@ project project_point constrain custom_projection quantize losses sets testing
 Block Metric Projected State Info ConsensusGraph
 register_rule register_function Case Rule CustomRule Weights Moment Projection Jacobian
 Translation ViewRule Refusal Affine Project Refuse Rewrite
-PjaxError InputError TraceError MissingRuleError NonFiniteError
+PjaxError InputError TraceError MissingRuleError NonFiniteError Interrupted
 """.split()
 
 
