@@ -135,6 +135,7 @@ def _convert(params: Params, pairs: Sequence[bool], x: Array) -> Array:
 
 for primitive in (
     *(lax.add_p, lax.sub_p, lax.neg_p, lax.reduce_sum_p, lax.cumsum_p, lax.stop_gradient_p),
+    _compat.add_any_p,
     *(lax.reshape_p, lax.transpose_p, lax.squeeze_p, lax.rev_p, lax.copy_p, lax.slice_p),
     *(lax.broadcast_in_dim_p, lax.concatenate_p, lax.pad_p, lax.gather_p, lax.split_p),
     *(lax.dynamic_slice_p, lax.dynamic_update_slice_p, lax.select_n_p),
