@@ -120,6 +120,12 @@ def _quotient(params: Params, pairs: Sequence[bool], u: Array, v: Array) -> Arra
     return product / (jnp.square(v[0]) + jnp.square(v[1]))[None]
 
 
+def _equal(u: Array, v: Array) -> Array:
+    """Whether both parts are."""
+    same = as_pair(u) == as_pair(v)
+    return same[0] & same[1]
+
+
 def _contraction(params: Params, pairs: Sequence[bool], u: Array, v: Array) -> Array:
     dot = functools.partial(lax.dot_general, dimension_numbers=params["dimension_numbers"])
     return _product(params, pairs, u, v, dot)
@@ -147,6 +153,8 @@ register_paired(lax.dot_general_p, _contraction)
 register_paired(lax.convert_element_type_p, _convert)
 register_paired(lax.abs_p, lambda params, pairs, u: call(function_p, MAGNITUDE, u, name="abs"))
 register_paired(lax.complex_p, lambda params, pairs, x, y: jnp.stack([x, y]))
+register_paired(lax.eq_p, lambda params, pairs, u, v: _equal(u, v))
+register_paired(lax.ne_p, lambda params, pairs, u, v: ~_equal(u, v))
 register_paired(lax.real_p, lambda params, pairs, u: u[0])
 register_paired(lax.imag_p, lambda params, pairs, u: u[1])
 register_paired(
