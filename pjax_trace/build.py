@@ -309,7 +309,7 @@ def _live(program: Program) -> set[Equation]:
     values = () if roots else program.outputs
 
     def through(equation: Equation) -> bool:
-        return equation.primitive is not jax.lax.stop_gradient_p
+        return any(v.variable for v in equation.outputs)
 
     return set(
         needed_equations(program.equations, program.feedback, values, roots, through=through)

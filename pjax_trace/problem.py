@@ -49,11 +49,37 @@ class Problem:
         self.graph, self.metric, self.env, self.inputs = graph, metric, env, inputs
         self.product = product
         known: dict[Value, Any] = {**env, **graph.objective.evaluate_scales(env)}
-        self.data = _walled(graph, known)
         # An identity that was inserted has the value of what it repeats.
         self.start: dict[Variable, Array] = {
             v: known[(v.repeats or v).value] for v in graph.variables
         }
+        self.idle: dict[Variable, Array] = {}
+        if _passes_over(graph):
+            known = self._settle(known)
+        self.data = _walled(graph, known)
+
+    def _settle(self, known: Mapping[Value, Any]) -> dict[Value, Any]:
+        """Note what has no value, such as a quotient by zero in a branch that is not taken.
+
+        Where all that the outputs read is finite, whatever is not has been passed over. It starts
+        from zero, and its equations ask nothing of anyone. Data are zero there, too.
+        """
+        graph = self.graph
+        views = [view for c in graph.constraints if c.out is None for _, view in c.reads]
+        results = [known[view.out] for view in views or graph.outputs if view is not None]
+        sound = functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in results])
+        for v in graph.variables[len(graph.parameters) :]:
+            most = float(jnp.finfo(v.dtype).max) ** 0.5  # squares are distances
+            self.idle[v] = sound & ~(jnp.abs(self.start[v]) < most)
+            self.start[v] = jnp.where(self.idle[v], 0, self.start[v])
+        operands = {o for c in graph.constraints for o in c.operands if isinstance(o, Value)}
+        settled = dict(known)
+        for value in operands.union(*(_added_data(o) for c in graph.constraints for _, o in c.reads)):
+            x = jnp.asarray(known[value])
+            if jnp.issubdtype(x.dtype, jnp.floating):
+                none = ~jnp.isfinite(x) if value in operands else jnp.isnan(x)
+                settled[value] = jnp.where(sound & none, 0, x)
+        return settled
 
     @staticmethod
     def forward(
@@ -207,11 +233,34 @@ class Problem:
 
     def project(self, c: Constraint, operands: Sequence[Array], target: Any) -> Projection:
         """Project onto one constraint."""
+        weights = self.weights_at(c)
         unread = None if c.out is None else self.totals[c.out][1]
-        if unread is not None:
-            # An output element that nobody reads is free: its equation asks nothing of anyone.
-            target = jnp.where(unread, c.rule.apply(c.params, *operands), target)
-        return c.rule.project(c.params, operands, target, self.weights_at(c))
+        idle = self.idle.get(c.out)
+        if unread is None and idle is None:
+            return c.rule.project(c.params, operands, target, weights)
+        # An output element that nobody reads is free: its equation asks nothing of anyone.
+        free = functools.reduce(jnp.logical_or, [x for x in (unread, idle) if x is not None])
+        value = c.rule.apply(c.params, *operands)
+        free_target = jnp.where(free, value, target)
+        own = all(x.shape == value.shape for x, v in zip(operands, c.variable, strict=True) if v)
+        if idle is None or not own:
+            return c.rule.project(c.params, operands, free_target, weights)
+        # Where there is no value, another element stands in, and what it does counts for nothing.
+        lost = free & ~jnp.isfinite(value)
+
+        def filled(x: Array, instead: Array) -> Array:
+            own = x.shape == lost.shape
+            return jnp.where(lost, jnp.ravel(instead)[jnp.argmin(lost)], x) if own else x
+
+        answer = c.rule.project(
+            c.params, [filled(x, x) for x in operands], filled(free_target, value), weights
+        )
+        moments = [
+            m and m._replace(first=jnp.where(lost, m.mass * x, m.first))
+            for m, x in zip(answer.moments, operands, strict=True)
+        ]
+        distance = jnp.where(jnp.all(lost), 0, answer.distance)
+        return Projection(tuple(moments), jnp.where(lost, target, answer.out), distance)
 
     def project_alone(self, c: Constraint, values: Mapping[Variable, Array]) -> Projection:
         """The projection onto a set, where all that it reads weighs 1."""
@@ -322,6 +371,14 @@ def _walled(graph: ConsensusGraph, data: Mapping[Value, Any]) -> dict[Value, Any
         wall = float(jnp.finfo(x.dtype).max) / 16  # several of them add up to a number
         walled[value] = jnp.where(jnp.isinf(x), jnp.sign(x) * wall, x)
     return walled
+
+
+def _passes_over(graph: ConsensusGraph) -> bool:
+    """Whether data or a variable choose among what a constraint reads, so that some is not read."""
+    views = [view for c in graph.constraints for _, view in c.reads]
+    views += [view for view in graph.outputs if view is not None]
+    masks = (e.affine.offset and not e.affine.total for view in views for e in view.equations)
+    return any(masks) or any(c.rule.chooses for c in graph.constraints)
 
 
 def _may_hide(view: View, known: Mapping[Value, Any]) -> bool:

@@ -83,6 +83,7 @@ class Choice(Rule):
     family = "discrete"
     exactness = "exact, the nearest of few cases"
     elementwise = True
+    chooses = True
 
     def apply(self, params: Params, *operands: Array) -> Array:
         """The choice; numbers other than 0 and 1 count as what they are nearer to."""
