@@ -246,11 +246,12 @@ class Problem:
         if idle is None or not own:
             return c.rule.project(c.params, operands, free_target, weights)
         # Where there is no value, another element stands in, and what it does counts for nothing.
-        lost = free & ~jnp.isfinite(value)
+        there = jnp.isfinite(value)
+        lost = free & ~there
 
         def filled(x: Array, instead: Array) -> Array:
             own = x.shape == lost.shape
-            return jnp.where(lost, jnp.ravel(instead)[jnp.argmin(lost)], x) if own else x
+            return jnp.where(lost, jnp.ravel(instead)[jnp.argmax(there)], x) if own else x
 
         answer = c.rule.project(
             c.params, [filled(x, x) for x in operands], filled(free_target, value), weights
@@ -259,7 +260,7 @@ class Problem:
             m and m._replace(first=jnp.where(lost, m.mass * x, m.first))
             for m, x in zip(answer.moments, operands, strict=True)
         ]
-        distance = jnp.where(jnp.all(lost), 0, answer.distance)
+        distance = jnp.where(jnp.any(there), answer.distance, 0)
         return Projection(tuple(moments), jnp.where(lost, target, answer.out), distance)
 
     def project_alone(self, c: Constraint, values: Mapping[Variable, Array]) -> Projection:
