@@ -243,7 +243,7 @@ class Problem:
         value = c.rule.apply(c.params, *operands)
         free_target = jnp.where(free, value, target)
         own = all(x.shape == value.shape for x, v in zip(operands, c.variable, strict=True) if v)
-        if idle is None or not own:
+        if idle is None or not own or not value.size:
             return c.rule.project(c.params, operands, free_target, weights)
         # Where there is no value, another element stands in, and what it does counts for nothing.
         there = jnp.isfinite(value)
@@ -369,7 +369,8 @@ def _walled(graph: ConsensusGraph, data: Mapping[Value, Any]) -> dict[Value, Any
         v for c in graph.constraints for _, o in c.reads for v in _added_data(o)
     ):
         x = jnp.asarray(walled[value])
-        wall = float(jnp.finfo(x.dtype).max) / 16  # several of them add up to a number
+        # Several of them add up to a number, and so does the square of one.
+        wall = min(float(jnp.finfo(x.dtype).max) / 16, 1e18)
         walled[value] = jnp.where(jnp.isinf(x), jnp.sign(x) * wall, x)
     return walled
 
