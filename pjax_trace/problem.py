@@ -74,7 +74,9 @@ class Problem:
             self.start[v] = jnp.where(self.idle[v], 0, self.start[v])
         operands = {o for c in graph.constraints for o in c.operands if isinstance(o, Value)}
         settled = dict(known)
-        for value in operands.union(*(_added_data(o) for c in graph.constraints for _, o in c.reads)):
+        for value in operands.union(
+            *(_added_data(o) for c in graph.constraints for _, o in c.reads)
+        ):
             x = jnp.asarray(known[value])
             if jnp.issubdtype(x.dtype, jnp.floating):
                 none = ~jnp.isfinite(x) if value in operands else jnp.isnan(x)
@@ -225,7 +227,7 @@ class Problem:
 
     def look(self, view: View, values: Mapping[Variable, Array]) -> Array:
         """What a constraint sees of variables through a view."""
-        return view(self.data, *(values[base] for base in view.bases))
+        return view(self.data, *(values[base] for base in view.bases), seen=bool(self.idle))
 
     def operands(self, c: Constraint, values: Mapping[Variable, Array]) -> list[Array]:
         """What a constraint reads."""
