@@ -72,7 +72,7 @@ class View:
     def __call__(self, data: Mapping[Value, Any], *arrays: Array, seen: bool = False) -> Array:
         """The operand, from one array per base.
 
-        With ``seen``, what data scale by no finite number, as by the inverse of a zero, counts as 0:
+        With ``seen``, what data scale by no finite number, as by the inverse of a zero, is 0:
         whatever is finite that follows from it does not see it.
         """
         env = {base.value: x for base, x in zip(self.bases, arrays, strict=True)}

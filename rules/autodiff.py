@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -49,6 +50,9 @@ def _scattered(params: Params, source: Array, x: Array) -> Array:
     return zeros.at[_chosen(params, x)].add(source, mode="drop").reshape(x.shape)
 
 
+_DATA = np.sin(np.arange(12.0)).reshape(3, 4)
+
+
 def _pooled(x: Array) -> Array:
     return lax.reduce_window(x, -jnp.inf, lax.max, (2, 2), (1, 2), "SAME")
 
@@ -66,7 +70,7 @@ register_rule(
     _compat.select_and_scatter_add_p,
     rewriting(lambda params, _: lambda *xs: _scattered(params, *xs), "sum"),
     cases=(
-        Case(lambda x, y: jax.vjp(_pooled, x)[1](y)[0], ((3, 4), (3, 2))),
+        Case(lambda y: jax.vjp(_pooled, jnp.asarray(_DATA, y.dtype))[1](y)[0], ((3, 2),)),
         Case(lambda x: jax.grad(lambda x: jnp.sum(jnp.square(_pooled(x))))(x), ((3, 4),)),
     ),
     note="the derivative of pooling; what a window chooses is data",
@@ -74,6 +78,9 @@ register_rule(
 register_rule(
     _compat.select_and_gather_add_p,
     rewriting(lambda params, _: lambda *xs: _gathered(params, *xs), "view"),
-    cases=(Case(lambda x, t: jax.jvp(_pooled, (x,), (t,))[1], ((3, 4), (3, 4))),),
+    cases=(
+        Case(lambda t: jax.jvp(_pooled, (jnp.asarray(_DATA, t.dtype),), (t,))[1], ((3, 4),)),
+        Case(lambda x: jax.jvp(_pooled, (x,), (jnp.sin(x),))[1], ((3, 4),)),
+    ),
     note="the derivative of pooling; what a window chooses is data",
 )
