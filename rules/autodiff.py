@@ -78,9 +78,6 @@ register_rule(
 register_rule(
     _compat.select_and_gather_add_p,
     rewriting(lambda params, _: lambda *xs: _gathered(params, *xs), "view"),
-    cases=(
-        Case(lambda t: jax.jvp(_pooled, (jnp.asarray(_DATA, t.dtype),), (t,))[1], ((3, 4),)),
-        Case(lambda x: jax.jvp(_pooled, (x,), (jnp.sin(x),))[1], ((3, 4),)),
-    ),
+    cases=(Case(lambda t: jax.jvp(_pooled, (jnp.asarray(_DATA, t.dtype),), (t,))[1], ((3, 4),)),),
     note="the derivative of pooling; what a window chooses is data",
 )
