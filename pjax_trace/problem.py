@@ -62,24 +62,25 @@ class Problem:
         """Note what has no value, such as a quotient by zero in a branch that is not taken.
 
         Where all that the outputs read is finite, whatever is not has been passed over. It starts
-        from zero, and its equations ask nothing of anyone. Data are zero there, too.
+        from zero, and its equations ask nothing of anyone. So do data, but for those of outputs.
         """
         graph = self.graph
         views = [view for c in graph.constraints if c.out is None for _, view in c.reads]
         results = [known[view.out] for view in views or graph.outputs if view is not None]
-        sound = functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in results])
+        sound = functools.reduce(jnp.logical_and, (jnp.all(jnp.isfinite(x)) for x in results), True)
         for v in graph.variables[len(graph.parameters) :]:
             most = float(jnp.finfo(v.dtype).max) ** 0.5  # squares are distances
             self.idle[v] = sound & ~(jnp.abs(self.start[v]) < most)
             self.start[v] = jnp.where(self.idle[v], 0, self.start[v])
-        operands = {o for c in graph.constraints for o in c.operands if isinstance(o, Value)}
+        inner = [c for c in graph.constraints if c.out is not None]
+        added = [v for c in inner for _, o in c.reads for v in _added_data(o)]
+        added += [o for c in inner for o in c.operands if isinstance(o, Value)]
+        factors = {o for c in inner for o in c.operands if c.rule.smooth}
         settled = dict(known)
-        for value in operands.union(
-            *(_added_data(o) for c in graph.constraints for _, o in c.reads)
-        ):
+        for value in dict.fromkeys(added):
             x = jnp.asarray(known[value])
             if jnp.issubdtype(x.dtype, jnp.floating):
-                none = ~jnp.isfinite(x) if value in operands else jnp.isnan(x)
+                none = ~jnp.isfinite(x) if value in factors else jnp.isnan(x)
                 settled[value] = jnp.where(sound & none, 0, x)
         return settled
 
@@ -237,7 +238,7 @@ class Problem:
         """Project onto one constraint."""
         weights = self.weights_at(c)
         unread = None if c.out is None else self.totals[c.out][1]
-        idle = self.idle.get(c.out)
+        idle = None if c.out is None else self.idle.get(c.out)
         if unread is None and idle is None:
             return c.rule.project(c.params, operands, target, weights)
         # An output element that nobody reads is free: its equation asks nothing of anyone.

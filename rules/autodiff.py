@@ -34,9 +34,9 @@ def _chosen(params: Params, x: Array) -> Array:
         return jnp.where(first, x, y), jnp.where(first, i, j)
 
     start = worst, jnp.asarray(x.size, jnp.int32)
-    names = "window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation"
-    options = (params.get(name) for name in names)
-    return lax.reduce_window((x, places), start, better, *options)[1]
+    windows = params["window_dimensions"], params["window_strides"], params["padding"]
+    dilations = params.get("base_dilation"), params.get("window_dilation")
+    return lax.reduce_window((x, places), start, better, *windows, *dilations)[1]
 
 
 def _gathered(params: Params, tangents: Array, x: Array) -> Array:

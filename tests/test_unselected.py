@@ -179,6 +179,16 @@ def test_what_counts_and_has_no_value_is_still_an_error():
             pjax.project(fit, **options)(START)
 
 
+def test_labels_that_are_no_numbers_are_still_an_error():
+    def fit(p, y):
+        return losses.squared_error(jnp.where(X[:, :1] > 0, layer(p, X), 0.0), y)
+
+    y = jnp.ones((12, 2)).at[1].set(jnp.nan)
+    for options in ({}, CLASSICAL):
+        with pytest.raises(pjax.NonFiniteError):
+            pjax.project(fit, **options)(START, y)
+
+
 def test_elements_that_are_passed_over_do_not_move_anything():
     """All but one row is hidden: the solution is that of this row alone."""
 
