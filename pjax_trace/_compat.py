@@ -17,6 +17,7 @@ from jax.interpreters import ad, batching, mlir, partial_eval
 __all__ = [
     "Literal",
     "Primitive",
+    "add_any_p",
     "bind",
     "call_body",
     "calls_out",
@@ -31,6 +32,8 @@ __all__ = [
     "own_function",
     "promoted",
     "run_jaxpr",
+    "select_and_gather_add_p",
+    "select_and_scatter_add_p",
     "source_line",
     "source_scope",
     "used_inputs",
@@ -42,7 +45,11 @@ Primitive = jex_core.Primitive
 Literal = jex_core.Literal
 
 enable_x64 = jax.enable_x64
+# Of primitives that ``jax.lax`` does not export.
+add_any_p = primitives.add_jaxvals_p
 linear_solve_p = primitives.linear_solve_p
+select_and_gather_add_p = primitives.select_and_gather_add_p
+select_and_scatter_add_p = primitives.select_and_scatter_add_p
 
 # The parameter that holds the body of each call-like primitive.
 _CALLS: dict[Any, str] = {

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
+from pjax_trace.finite import may_hide, passes_over, settle, walled
 from pjax_trace.graph import ConsensusGraph, Constraint
 from pjax_trace.metric import Metric
 from pjax_trace.program import Value
@@ -52,11 +52,14 @@ class Problem:
         # The mean of the losses of so many rows asks of each for what its loss alone does.
         rows = max(1, graph.rows)
         known: dict[Value, Any] = {**env, **{v: rows * x for v, x in scales.items()}}
-        self.data = _walled(graph, known)
         # An identity that was inserted has the value of what it repeats.
         self.start: dict[Variable, Array] = {
             v: known[(v.repeats or v).value] for v in graph.variables
         }
+        self.idle: dict[Variable, Array] = {}
+        if passes_over(graph):
+            known, self.start, self.idle = settle(graph, known, self.start)
+        self.data = walled(graph, known)
 
     @staticmethod
     def forward(
@@ -157,7 +160,7 @@ class Problem:
         settled: dict[Variable, tuple[Array, Array | None]] = {}
         for variable in graph.variables:
             views = (c.views[i] for c, i in graph.readers[variable])
-            surely_read = any(v.total and not _may_hide(v, known) for v in views)
+            surely_read = any(v.total and not may_hide(v, known) for v in views)
             surely_read |= self.product and variable in self.outs
             mass = totals.get(variable)
             if mass is None:
@@ -202,7 +205,7 @@ class Problem:
 
     def look(self, view: View, values: Mapping[Variable, Array]) -> Array:
         """What a constraint sees of variables through a view."""
-        return view(self.data, *(values[base] for base in view.bases))
+        return view(self.data, *(values[base] for base in view.bases), seen=bool(self.idle))
 
     def operands(self, c: Constraint, values: Mapping[Variable, Array]) -> list[Array]:
         """What a constraint reads."""
@@ -210,11 +213,35 @@ class Problem:
 
     def project(self, c: Constraint, operands: Sequence[Array], target: Any) -> Projection:
         """Project onto one constraint."""
+        weights = self.weights_at(c)
         unread = None if c.out is None else self.totals[c.out][1]
-        if unread is not None:
-            # An output element that nobody reads is free: its equation asks nothing of anyone.
-            target = jnp.where(unread, c.rule.apply(c.params, *operands), target)
-        return c.rule.project(c.params, operands, target, self.weights_at(c))
+        idle = None if c.out is None else self.idle.get(c.out)
+        if unread is None and idle is None:
+            return c.rule.project(c.params, operands, target, weights)
+        # An output element that nobody reads is free: its equation asks nothing of anyone.
+        free = functools.reduce(jnp.logical_or, [x for x in (unread, idle) if x is not None])
+        value = c.rule.apply(c.params, *operands)
+        free_target = jnp.where(free, value, target)
+        own = all(x.shape == value.shape for x, v in zip(operands, c.variable, strict=True) if v)
+        if idle is None or not own or not value.size:
+            return c.rule.project(c.params, operands, free_target, weights)
+        # Where there is no value, another element stands in, and what it does counts for nothing.
+        there = jnp.isfinite(value)
+        lost = free & ~there
+
+        def filled(x: Array, instead: Array) -> Array:
+            own = x.shape == lost.shape
+            return jnp.where(lost, jnp.ravel(instead)[jnp.argmax(there)], x) if own else x
+
+        answer = c.rule.project(
+            c.params, [filled(x, x) for x in operands], filled(free_target, value), weights
+        )
+        moments = [
+            m and m._replace(first=jnp.where(lost, m.mass * x, m.first))
+            for m, x in zip(answer.moments, operands, strict=True)
+        ]
+        distance = jnp.where(jnp.any(there), answer.distance, 0)
+        return Projection(tuple(moments), jnp.where(lost, target, answer.out), distance)
 
     def project_alone(self, c: Constraint, values: Mapping[Variable, Array]) -> Projection:
         """The projection onto a set, where all that it reads weighs 1."""
@@ -313,37 +340,6 @@ def _weight(weights: Sequence[float | Array], dtype: Any) -> float | Array:
         return max(weights)
     largest = functools.reduce(jnp.maximum, weights)
     return jnp.minimum(largest, float(jnp.finfo(dtype).max) / 16).astype(dtype)
-
-
-def _added_data(view: View) -> list[Value]:
-    """The floating-point data that a view reads."""
-    made = {v for e in view.equations for v in e.outputs}
-    made.update(base.value for base in view.bases)
-    inputs = dict.fromkeys(v for e in view.equations for v in e.inputs)
-    return [v for v in inputs if v not in made and jnp.issubdtype(v.dtype, jnp.floating)]
-
-
-def _walled(graph: ConsensusGraph, data: Mapping[Value, Any]) -> dict[Value, Any]:
-    """The data, those that views read without infinities: a mask of −∞ is a very low number.
-
-    A reflection is a difference, and that of two infinities is none.
-    """
-    walled = dict(data)
-    for value in dict.fromkeys(
-        v for c in graph.constraints for _, o in c.reads for v in _added_data(o)
-    ):
-        x = jnp.asarray(walled[value])
-        wall = float(jnp.finfo(x.dtype).max) / 16  # several of them add up to a number
-        walled[value] = jnp.where(jnp.isinf(x), jnp.sign(x) * wall, x)
-    return walled
-
-
-def _may_hide(view: View, known: Mapping[Value, Any]) -> bool:
-    """Whether a view may add something so large that nothing is left of what it reads."""
-    most = 1e3  # the slope of a view is a difference, which rounds by this times an ulp
-    return view.offset and any(
-        v not in known or np.any(np.abs(known[v]) > most) for v in _added_data(view)
-    )
 
 
 def added(arrays: Iterable[Array]) -> Array:

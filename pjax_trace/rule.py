@@ -114,6 +114,7 @@ class Rule:
         kinked: whether the function consists of pieces of slope 0 or ±1. A sweep then hands over
             what the projection onto a target nearby moves, which at a kink is more than a slope.
         smooth: whether rows that share operands can be projected jointly by linearising them.
+        chooses: whether it reads only some of its operands, and a variable or data say which.
         convex: whether it is a set that is known to be convex.
         relaxed: whether it does for reals what is done with booleans: a comparison, a selection.
         coupled: whether it is a loss whose operands move for each other's sake. A sweep then takes
@@ -128,6 +129,7 @@ class Rule:
     elementwise: ClassVar[bool] = False
     kinked: ClassVar[bool] = False
     smooth: ClassVar[bool] = False
+    chooses: ClassVar[bool] = False
     convex: ClassVar[bool] = False
     relaxed: bool = False
     coupled: ClassVar[bool] = False

@@ -182,12 +182,12 @@ class Copies(Space):
     ) -> Array:
         """The copy, with what the produced variables say in their places."""
         arrays = [values[b] if b in produced else jnp.zeros(b.shape, b.dtype) for b in view.bases]
-        written = view(self.problem.data, *arrays)
+        data, seen = self.problem.data, bool(self.problem.idle)
+        written = view(data, *arrays, seen=seen)
         if produced.issuperset(view.bases):
             return written
         flags = [jnp.full(b.shape, float(b in produced), b.dtype) for b in view.bases]
-        data = self.problem.data
-        return jnp.where(view(data, *flags) != view.at_zero(data), written, copy)
+        return jnp.where(view(data, *flags, seen=seen) != view.at_zero(data), written, copy)
 
 
 def expand_copies(graph: ConsensusGraph) -> ConsensusGraph:

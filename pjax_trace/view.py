@@ -69,12 +69,21 @@ class View:
         """The variable itself."""
         return View((variable,), (), variable.value)
 
-    def __call__(self, data: Mapping[Value, Any], *arrays: Array) -> Array:
-        """The operand, from one array per base."""
+    def __call__(self, data: Mapping[Value, Any], *arrays: Array, seen: bool = False) -> Array:
+        """The operand, from one array per base.
+
+        With ``seen``, what data scale by no finite number, as by the inverse of a zero, is 0:
+        whatever is finite that follows from it does not see it.
+        """
         env = {base.value: x for base, x in zip(self.bases, arrays, strict=True)}
         for equation in self.equations:
             operands = [env[v] if v in env else data[v] for v in equation.inputs]
-            env.update(zip(equation.outputs, equation.evaluate(*operands), strict=True))
+            variable = [v in env for v in equation.inputs]
+            if seen and equation.affine.scales and equation.affine.pointwise and not all(variable):
+                results = _finitely_scaled(equation, operands, variable)
+            else:
+                results = equation.evaluate(*operands)
+            env.update(zip(equation.outputs, results, strict=True))
         x = env[self.out]
         for function in self.then:
             x = function(x)
@@ -85,18 +94,18 @@ class View:
         if self.identity:
             return (x,)
         # The derivative of an affine map drops its offset, which a plain transpose would not.
-        _, transpose = jax.vjp(functools.partial(self, data), *self._filled(0))
+        _, transpose = jax.vjp(functools.partial(self, data, seen=True), *self._filled(0))
         return transpose(x.astype(self.dtype))
 
     def slope(self, data: Mapping[Value, Any], offset: Array | float | None = None) -> Array:
         """``L 1``: the coefficient of every element of the operand."""
         if offset is None:
             offset = self.at_zero(data)
-        return self(data, *self._filled(1)) - offset
+        return self(data, *self._filled(1), seen=True) - offset
 
     def at_zero(self, data: Mapping[Value, Any]) -> Array:
         """The offset: what the operand is where all bases are zero."""
-        return self(data, *self._filled(0))
+        return self(data, *self._filled(0), seen=True)
 
     def _filled(self, value: float) -> list[Array]:
         return [jnp.full(base.shape, value, base.dtype) for base in self.bases]
@@ -190,3 +199,26 @@ class View:
 
         equations = source.equations + tuple(e.reading(instead) for e in self.equations)
         return dataclasses.replace(self, bases=bases, equations=equations, out=instead(self.out))
+
+
+def _finitely_scaled(equation: Equation, operands: list[Any], variable: list[bool]) -> list[Array]:
+    """The one output of an equation of data and one variable that keeps elements in their places.
+
+    Its coefficients, and what it adds, are 0 where they are not finite.
+    """
+
+    def at(value: float) -> Array:
+        filled = [
+            jnp.full_like(x, value) if v else x for x, v in zip(operands, variable, strict=True)
+        ]
+        return equation.evaluate(*filled)[0]
+
+    def settled(x: Array) -> Array:
+        return jnp.where(jnp.isfinite(x), x, 0)
+
+    factor, offset = at(1), None
+    if equation.affine.offset:
+        offset = at(0)
+        factor = factor - offset
+    x = settled(factor) * operands[variable.index(True)].astype(factor.dtype)
+    return [x if offset is None else x + settled(offset)]

@@ -1,6 +1,7 @@
 """The rule library: how to project onto the graph of each JAX primitive, one file per family."""
 
 from pjax_trace.rules import activations as activations
+from pjax_trace.rules import autodiff as autodiff
 from pjax_trace.rules import complex as complex
 from pjax_trace.rules import elementwise as elementwise
 from pjax_trace.rules import linear as linear

@@ -120,6 +120,18 @@ def _quotient(params: Params, pairs: Sequence[bool], u: Array, v: Array) -> Arra
     return product / (jnp.square(v[0]) + jnp.square(v[1]))[None]
 
 
+def _select(params: Params, pairs: Sequence[bool], which: Array, *cases: Array) -> list[Array]:
+    """By a boolean, which may be relaxed to a real."""
+    which = which > 0.5 if jnp.issubdtype(which.dtype, jnp.floating) else which
+    return alike(lax.select_n_p)(params, pairs, which, *cases)
+
+
+def _equal(u: Array, v: Array) -> Array:
+    """Whether both parts are."""
+    same = as_pair(u) == as_pair(v)
+    return same[0] & same[1]
+
+
 def _contraction(params: Params, pairs: Sequence[bool], u: Array, v: Array) -> Array:
     dot = functools.partial(lax.dot_general, dimension_numbers=params["dimension_numbers"])
     return _product(params, pairs, u, v, dot)
@@ -135,17 +147,24 @@ def _convert(params: Params, pairs: Sequence[bool], x: Array) -> Array:
 
 for primitive in (
     *(lax.add_p, lax.sub_p, lax.neg_p, lax.reduce_sum_p, lax.cumsum_p, lax.stop_gradient_p),
+    _compat.add_any_p,
     *(lax.reshape_p, lax.transpose_p, lax.squeeze_p, lax.rev_p, lax.copy_p, lax.slice_p),
     *(lax.broadcast_in_dim_p, lax.concatenate_p, lax.pad_p, lax.gather_p, lax.split_p),
-    *(lax.dynamic_slice_p, lax.dynamic_update_slice_p, lax.select_n_p),
+    *(
+        lax.dynamic_slice_p,
+        lax.dynamic_update_slice_p,
+    ),
 ):
     register_paired(primitive, alike(primitive))
+register_paired(lax.select_n_p, _select)
 register_paired(lax.mul_p, _product)
 register_paired(lax.div_p, _quotient)
 register_paired(lax.dot_general_p, _contraction)
 register_paired(lax.convert_element_type_p, _convert)
 register_paired(lax.abs_p, lambda params, pairs, u: call(function_p, MAGNITUDE, u, name="abs"))
-register_paired(lax.complex_p, lambda params, pairs, x, y: jnp.stack([x, y]))
+register_paired(lax.complex_p, lambda params, pairs, x, y: jnp.stack(jnp.broadcast_arrays(x, y)))
+register_paired(lax.eq_p, lambda params, pairs, u, v: _equal(u, v))
+register_paired(lax.ne_p, lambda params, pairs, u, v: ~_equal(u, v))
 register_paired(lax.real_p, lambda params, pairs, u: u[0])
 register_paired(lax.imag_p, lambda params, pairs, u: u[1])
 register_paired(

@@ -85,6 +85,7 @@ class Choice(Rule):
     exactness = "exact, the nearest of few cases"
     elementwise = True
     relaxed = True
+    chooses = True
 
     def apply(self, params: Params, *operands: Array) -> Array:
         """The choice; numbers other than 0 and 1 count as what they are nearer to."""

@@ -1,0 +1,87 @@
+"""What is not finite on the way, though the outputs are: masks of −∞, and branches not taken."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from pjax_trace.graph import ConsensusGraph
+from pjax_trace.program import Value
+from pjax_trace.view import Variable, View
+
+__all__ = ["may_hide", "passes_over", "settle", "walled"]
+
+
+def _added_data(view: View) -> list[Value]:
+    """The floating-point data that a view reads."""
+    made = {v for e in view.equations for v in e.outputs}
+    made.update(base.value for base in view.bases)
+    inputs = dict.fromkeys(v for e in view.equations for v in e.inputs)
+    return [v for v in inputs if v not in made and jnp.issubdtype(v.dtype, jnp.floating)]
+
+
+def walled(graph: ConsensusGraph, data: Mapping[Value, Any]) -> dict[Value, Any]:
+    """The data, those that views read without infinities: a mask of −∞ is a very low number.
+
+    A reflection is a difference, and that of two infinities is none.
+    """
+    walled = dict(data)
+    for value in dict.fromkeys(
+        v for c in graph.constraints for _, o in c.reads for v in _added_data(o)
+    ):
+        x = jnp.asarray(walled[value])
+        # Several of them add up to a number, and so does the square of one.
+        wall = min(float(jnp.finfo(x.dtype).max) / 16, 1e18)
+        walled[value] = jnp.where(jnp.isinf(x), jnp.sign(x) * wall, x)
+    return walled
+
+
+def passes_over(graph: ConsensusGraph) -> bool:
+    """Whether data or a variable choose among what a constraint reads, so that some is not read."""
+    views = [view for c in graph.constraints for _, view in c.reads]
+    views += [view for view in graph.outputs if view is not None]
+    masks = (e.affine.offset and not e.affine.total for view in views for e in view.equations)
+    return any(masks) or any(c.rule.chooses for c in graph.constraints)
+
+
+def may_hide(view: View, known: Mapping[Value, Any]) -> bool:
+    """Whether a view may add something so large that nothing is left of what it reads."""
+    most = 1e3  # the slope of a view is a difference, which rounds by this times an ulp
+    return view.offset and any(
+        v not in known or np.any(np.abs(known[v]) > most) for v in _added_data(view)
+    )
+
+
+def settle(
+    graph: ConsensusGraph, known: Mapping[Value, Any], start: Mapping[Variable, Array]
+) -> tuple[dict[Value, Any], dict[Variable, Array], dict[Variable, Array]]:
+    """Find what has no value, such as a quotient by zero in a branch that is not taken.
+
+    Where all that the outputs read is finite, whatever is not has been passed over. It starts from
+    zero, and its equations ask nothing of anyone. So do data, but for those of outputs.
+
+    Returns:
+        The data; where variables start; and which of their elements are idle.
+    """
+    start, idle = dict(start), {}
+    views = [view for c in graph.constraints if c.out is None for _, view in c.reads]
+    results = [known[view.out] for view in views or graph.outputs if view is not None]
+    sound = functools.reduce(jnp.logical_and, (jnp.all(jnp.isfinite(x)) for x in results), True)
+    for v in graph.variables[len(graph.parameters) :]:
+        most = float(jnp.finfo(v.dtype).max) ** 0.5  # squares are distances
+        idle[v] = sound & ~(jnp.abs(start[v]) < most)
+        start[v] = jnp.where(idle[v], 0, start[v])
+    inner = [c for c in graph.constraints if c.out is not None]
+    added = [v for c in inner for _, o in c.reads for v in _added_data(o)]
+    added += [o for c in inner for o in c.operands if isinstance(o, Value)]
+    factors = {o for c in inner for o in c.operands if c.rule.smooth}
+    settled = dict(known)
+    for value in dict.fromkeys(added):
+        x = jnp.asarray(known[value])
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            none = ~jnp.isfinite(x) if value in factors else jnp.isnan(x)
+            settled[value] = jnp.where(sound & none, 0, x)
+    return settled, start, idle
