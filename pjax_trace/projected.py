@@ -17,6 +17,7 @@ from pjax_trace.explain import explanation
 from pjax_trace.granularity import coarsen
 from pjax_trace.graph import ConsensusGraph
 from pjax_trace.info import Info, State
+from pjax_trace.pairs import as_complex, as_pair, is_complex
 from pjax_trace.problem import Problem
 from pjax_trace.signature import (
     Signature,
@@ -91,7 +92,7 @@ class Projected:
         check_parameters(params)
         zero = functools.partial(jnp.zeros, (), jnp.int32)
         leaves = [
-            jnp.zeros(x.shape, x.dtype) if is_shape(x) else jnp.asarray(x)
+            as_pair(jnp.zeros(x.shape, x.dtype) if is_shape(x) else jnp.asarray(x))
             for x in jax.tree.leaves(self._moving(params))
         ]
         memory = tuple(a.init(leaves) for a in self._plan.acceleration)
@@ -184,7 +185,8 @@ class Projected:
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """The update of a call, lowered by XLA but not run; ``.compile()`` goes on, as for jit."""
-        signature, parameters, data = self._split(args, kwargs)
+        signature, leaves = self._sign(args, kwargs)
+        parameters, data = signature.arrays(leaves)
         return self._jitted.lower(signature, parameters, self.init(self._parameters_of(args)), data)
 
     def _structure(self, shapes: Any) -> Any:
@@ -192,7 +194,7 @@ class Projected:
         found = self._structures.get(shapes)
         if found is None:
             accelerations = self._plan.acceleration
-            arrays = [jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in shapes]
+            arrays = [as_pair(jax.ShapeDtypeStruct(shape, dtype)) for _, shape, dtype in shapes]
             memory = jax.eval_shape(lambda xs: [a.init(xs) for a in accelerations], arrays)
             leaves, tree = jax.tree.flatten(memory)
             names = tuple(type(a).__name__ for a in accelerations)
@@ -227,7 +229,12 @@ class Projected:
     def _combine(self, params: Any, arrays: Sequence[Array]) -> Any:
         """Parameters with other arrays."""
         moving, fixed = eqx.partition(self._places(params), is_moving)
-        new = eqx.combine(jax.tree.unflatten(jax.tree.structure(moving), arrays), fixed)
+        leaves, structure = jax.tree.flatten(moving)
+        joined = [
+            as_complex(x) if is_complex(old) else x
+            for x, old in zip(arrays, leaves, strict=True)
+        ]
+        new = eqx.combine(jax.tree.unflatten(structure, joined), fixed)
         # The parameters in the order of argnums; the arrays were in that of the arguments.
         return tuple(new[n] for n in self._numbers()) if self._several else new[0]
 
@@ -251,9 +258,10 @@ class Projected:
         return tuple(places[i] if i in places else next(others) for i in range(count))
 
     def _split(self, args: tuple, kwargs: dict) -> tuple[Signature, list[Any], list[Any]]:
-        """A call's arrays: those to solve for, and data; and what is left."""
+        """A call's arrays: those to solve for, real ones, and data; and what is left."""
         signature, leaves = self._sign(args, kwargs)
-        return signature, *signature.arrays(leaves)
+        parameters, data = signature.arrays(leaves)
+        return signature, list(map(as_pair, parameters)), data
 
     def _sign(self, args: tuple, kwargs: dict) -> tuple[Signature, list[Any]]:
         """What is known of a call but its arrays; and its leaves."""
@@ -325,8 +333,10 @@ class Projected:
         self, signature: Signature, parameters: list[Array], state: State, data: list[Any]
     ) -> tuple[list[Array], State, Info]:
         """One update, traced once per signature and compiled into one computation."""
-        graph = self._graph(signature, parameters, data)
-        return run_update(self._plan, graph, signature, parameters, state, data)
+        pairs = list(map(as_pair, parameters))
+        graph = self._graph(signature, pairs, data)
+        new, state, info = run_update(self._plan, graph, signature, pairs, state, data)
+        return signature.joined(new), state, info
 
 
 def _remember(cache: dict[Any, Any], key: Any, value: Any) -> None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pjax_trace.errors import InputError
+from pjax_trace.pairs import as_complex, is_complex
 
 __all__ = [
     "Signature",
@@ -53,6 +54,7 @@ class Signature:
         moving: which leaves are parameters.
         fixed: which are data.
         names: of all leaves.
+        complex: which parameters hold complex numbers, and are pairs of reals in the program.
         shapes: `shapes_of` the parameters; no part of what the call is.
     """
 
@@ -61,6 +63,7 @@ class Signature:
     moving: tuple[int, ...]
     fixed: tuple[int, ...]
     names: tuple[str, ...]
+    complex: tuple[bool, ...]
     shapes: Any = dataclasses.field(compare=False)
 
     @classmethod
@@ -93,9 +96,9 @@ class Signature:
             elif isinstance(kind, _Array) or number_alone:
                 fixed.append(i)
             static.append(kind if isinstance(kind, _Static) and not number_alone else None)
-        return cls(
-            structure, tuple(static), tuple(moving), tuple(fixed), tuple(names), shapes_of(params)
-        )
+        paired = tuple(is_complex(kinds[i]) for i in moving)
+        tuples = map(tuple, (static, moving, fixed, names))
+        return cls(structure, *tuples, paired, shapes_of(params))
 
     def __hash__(self) -> int:
         return self._hash
@@ -124,11 +127,17 @@ class Signature:
         )
 
     def rebuild(self, parameters: Sequence[Any], data: Sequence[Any]) -> tuple[tuple, dict]:
-        """The arguments, from their arrays."""
+        """The arguments, from real arrays of the parameters and from data."""
         leaves: list[Any] = [None if s is None else s.leaf for s in self.static]
         for i, x in zip(self.fixed, data, strict=True):
             leaves[i] = x
-        return self.replace(leaves, parameters)
+        return self.replace(leaves, self.joined(parameters))
+
+    def joined(self, parameters: Sequence[Any]) -> list[Any]:
+        """Parameters as the function takes them, from real arrays."""
+        return [
+            as_complex(x) if c else x for x, c in zip(parameters, self.complex, strict=True)
+        ]
 
     def replace(self, leaves: Sequence[Any], parameters: Sequence[Any]) -> tuple[tuple, dict]:
         """The arguments of these leaves, with other parameters."""
@@ -170,22 +179,18 @@ def check_parameters(params: Any) -> None:
     for path, leaf in leaves:
         if isinstance(leaf, eqx.Module):
             continue  # modules carry integers and flags of their own, which are data
-        if isinstance(leaf, (bool, int, complex)) or (
-            eqx.is_array_like(leaf) and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        if isinstance(leaf, (bool, int)) or (
+            eqx.is_array_like(leaf) and not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
         ):
             raise InputError(
                 f"parameter params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}: "
-                "projections move real numbers; convert it to float32, or pass it as another "
+                "projections move real and complex numbers; convert it to float32, or pass it as another "
                 "argument, which is data"
             )
-    moving = [leaf for leaf in jax.tree.leaves(params) if is_moving(leaf)]
-    if not moving:
+    if not any(map(is_moving, jax.tree.leaves(params))):
         raise InputError(
             "the parameters hold no floating-point array, so there is nothing to solve for"
         )
-    for leaf in moving:
-        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-            raise InputError("complex parameters are not supported; use real and imaginary parts")
 
 
 def shapes_of(params: Any) -> tuple[tuple[str, tuple[int, ...], str], ...]:

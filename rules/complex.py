@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from pjax_trace import _compat
 from pjax_trace.custom import call, function_p
+from pjax_trace.pairs import as_complex, as_pair, is_complex
 from pjax_trace.registry import Case, register_paired, register_rule
 from pjax_trace.rule import Arrays, Params, Projection, Rule, Weights, projection_of
 from pjax_trace.translation import Outcome, Refuse, Translation
@@ -48,11 +49,6 @@ class Magnitude(Rule):
 
 
 MAGNITUDE = Magnitude()
-
-
-def as_pair(x: Array) -> Array:
-    """Complex data as a pair; pairs as they are."""
-    return jnp.stack([jnp.real(x), jnp.imag(x)]) if jnp.iscomplexobj(x) else x
 
 
 def alike(primitive: Any) -> Callable[..., Any]:
