@@ -77,9 +77,7 @@ def scan_of_pairs(eqn: Any, pairs: Sequence[bool]) -> Any:
             results = [as_pair(x) for x in _compat.run_jaxpr(scan.body, *inner)]
             return results[: scan.carries], results[scan.carries :]
 
-        carry, outputs = jax.lax.scan(
-            step, start, inputs, length=scan.length, reverse=scan.reverse
-        )
+        carry, outputs = jax.lax.scan(step, start, inputs, length=scan.length, reverse=scan.reverse)
         flags = [is_complex(var.aval) for var in eqn.outvars[scan.carries :]]
         return [
             *carry,

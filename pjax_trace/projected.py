@@ -231,8 +231,7 @@ class Projected:
         moving, fixed = eqx.partition(self._places(params), is_moving)
         leaves, structure = jax.tree.flatten(moving)
         joined = [
-            as_complex(x) if is_complex(old) else x
-            for x, old in zip(arrays, leaves, strict=True)
+            as_complex(x) if is_complex(old) else x for x, old in zip(arrays, leaves, strict=True)
         ]
         new = eqx.combine(jax.tree.unflatten(structure, joined), fixed)
         # The parameters in the order of argnums; the arrays were in that of the arguments.

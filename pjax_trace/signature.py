@@ -135,9 +135,7 @@ class Signature:
 
     def joined(self, parameters: Sequence[Any]) -> list[Any]:
         """Parameters as the function takes them, from real arrays."""
-        return [
-            as_complex(x) if c else x for x, c in zip(parameters, self.complex, strict=True)
-        ]
+        return [as_complex(x) if c else x for x, c in zip(parameters, self.complex, strict=True)]
 
     def replace(self, leaves: Sequence[Any], parameters: Sequence[Any]) -> tuple[tuple, dict]:
         """The arguments of these leaves, with other parameters."""

@@ -1,7 +1,9 @@
 """The rule library: how to project onto the graph of each JAX primitive, one file per family."""
 
 from pjax_trace.rules import activations as activations
+from pjax_trace.rules import angle as angle
 from pjax_trace.rules import complex as complex
+from pjax_trace.rules import complex_functions as complex_functions
 from pjax_trace.rules import elementwise as elementwise
 from pjax_trace.rules import linear as linear
 from pjax_trace.rules import logic as logic

@@ -219,7 +219,6 @@ _SPECIAL = (
     "needed of it in elementary functions"
 )
 REFUSED: dict[str, tuple[str, int]] = {
-    "atan2_p": ("write jnp.arctan(y / x), or compute the angle from data", 2),
     "rem_p": ("it jumps; write x - y * jnp.floor(x / y) with data for y, or sin and cos", 2),
     "nextafter_p": ("it moves by rounding error only; leave it out", 2),
     **{f"{name}_p": (_SPECIAL, 1) for name in ("lgamma", "digamma", "bessel_i0e", "bessel_i1e")},

@@ -157,7 +157,7 @@ def over_mapped_axes(reduce: Callable[..., Array], name: str, of: Rule) -> Trans
     return Translation(outcome, of=of)
 
 
-def _product(params: Params, x: Array) -> Array:
+def product_over_axes(params: Params, x: Array) -> Array:
     """Pairs, then pairs of pairs: as many multiplications, in logarithmic depth."""
     axes = tuple(map(int, params["axes"]))
     kept = [size for axis, size in enumerate(x.shape) if axis not in axes]
@@ -170,7 +170,7 @@ def _product(params: Params, x: Array) -> Array:
     return x[0]
 
 
-def _cumulative_product(params: Params, x: Array) -> Array:
+def cumulative_product(params: Params, x: Array) -> Array:
     return lax.associative_scan(jnp.multiply, x, params["reverse"], params["axis"])
 
 
@@ -249,7 +249,7 @@ register_rule(
 )
 register_rule(
     lax.reduce_prod_p,
-    _equivalent(_product),
+    _equivalent(product_over_axes),
     cases=(
         Case(lambda x: jnp.prod(x, 1), ((2, 2),)),
         Case(lambda x: jnp.prod(x), ((5,),)),
@@ -258,7 +258,7 @@ register_rule(
 )
 register_rule(
     lax.cumprod_p,
-    _equivalent(_cumulative_product),
+    _equivalent(cumulative_product),
     cases=(Case(lambda x: lax.cumprod(x, 0), ((5,),)),),
     note="by rewriting to an associative scan of products",
 )
