@@ -182,8 +182,8 @@ def check_parameters(params: Any) -> None:
         ):
             raise InputError(
                 f"parameter params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}: "
-                "projections move real and complex numbers; convert it to float32, or pass it as another "
-                "argument, which is data"
+                "projections move floating-point numbers; convert it to float32, or pass it as "
+                "another argument, which is data"
             )
     if not any(map(is_moving, jax.tree.leaves(params))):
         raise InputError(

@@ -10,7 +10,9 @@ from pjax_trace.rules import logic as logic
 from pjax_trace.rules import maximum as maximum
 from pjax_trace.rules import norms as norms
 from pjax_trace.rules import pooling as pooling
+from pjax_trace.rules import scattered as scattered
 from pjax_trace.rules import softmax as softmax
+from pjax_trace.rules import solves as solves
 from pjax_trace.rules import sorting as sorting
 from pjax_trace.rules import staircase as staircase
 from pjax_trace.rules import sum_primitives as sum_primitives

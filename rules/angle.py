@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from pjax_trace.custom import call, function_p
 from pjax_trace.registry import Case, register_rule
-from pjax_trace.rule import Arrays, Params, Projection, Rule, Weights, projection_of
+from pjax_trace.rule import Arrays, Identity, Params, Projection, Rule, Weights, projection_of
 from pjax_trace.translation import rewriting
 
 __all__ = ["ANGLE", "Angle", "angle_of"]
@@ -22,9 +22,9 @@ class Angle(Rule):
     """``z = atan2(y, x)`` of pairs ``u = (x, y)``, the first axis.
 
     At an angle δ from the start, the nearest point has the size ``r cos δ``, and is as far as
-    ``ω_x r² sin² δ + ω_z (φ + δ − z)²``. Its derivative rises and then falls for δ from 0 to π/2, so
-    the nearest point is its first root, or at an end. It may be on the other side of the cut, where
-    the angle jumps by 2π, or at the origin, which has all angles; that is approached only.
+    ``ω_x r² sin² δ + ω_z (φ + δ − z)²``. Its derivative rises and then falls for δ from 0 to π/2,
+    so the nearest point is its first root, or at an end. It may be on the other side of the cut,
+    where the angle jumps by 2π, or at the origin, which has all angles; that is approached only.
     """
 
     family = "elementwise"
@@ -91,7 +91,12 @@ def angle_of(u: Array) -> Array:
 
 
 def _atan2(params: Params, _: Any) -> Any:
-    return lambda y, x: angle_of(jnp.stack(jnp.broadcast_arrays(x, y)))
+    def function(y: Array, x: Array) -> Array:
+        # Both with one weight, as the rule has it, whatever they are views of.
+        own = (call(function_p, Identity(), a, name="atan2") for a in jnp.broadcast_arrays(x, y))
+        return angle_of(jnp.stack(list(own)))
+
+    return function
 
 
 register_rule(

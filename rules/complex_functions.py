@@ -5,7 +5,6 @@ Powers are those of the principal branch, as everywhere in JAX.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -19,13 +18,15 @@ from pjax_trace.rules.angle import angle_of
 from pjax_trace.rules.complex import MAGNITUDE
 from pjax_trace.rules.linear import cumulative_product, product_over_axes
 
+__all__ = ["in_complex"]
+
 
 def _of_parts(function: Callable[[Array, Array], tuple[Array, Array]]) -> Callable[..., Array]:
     """From real and imaginary part to those of the result."""
     return lambda params, pairs, u: jnp.stack(function(u[0], u[1]))
 
 
-def _in_complex(function: Callable[..., Array]) -> Callable[..., Array]:
+def in_complex(function: Callable[..., Array]) -> Callable[..., Array]:
     """What is equivalent to ``function(params, *operands)``, which is written for complex ones."""
 
     def paired(params: Params, pairs: Sequence[bool], *operands: Array) -> Array:
@@ -40,13 +41,12 @@ def _exp(x: Array, y: Array) -> tuple[Array, Array]:
     return size * jnp.cos(y), size * jnp.sin(y)
 
 
-def _log(x: Array, y: Array) -> tuple[Array, Array]:
+def _log(params: Params, pairs: Sequence[bool], u: Array) -> Array:
     """Of 0 it is that of a tiny number."""
-    u = jnp.stack([x, y])
     size = call(function_p, MAGNITUDE, u, name="abs")
     none = lax.stop_gradient(size) == 0
-    size = size + jnp.where(none, float(jnp.finfo(x.dtype).tiny), 0).astype(x.dtype)
-    return jnp.log(size), angle_of(u)
+    size = size + jnp.where(none, float(jnp.finfo(u.dtype).tiny), 0).astype(u.dtype)
+    return jnp.stack([jnp.log(size), angle_of(u)])
 
 
 def _tanh(x: Array, y: Array) -> tuple[Array, Array]:
@@ -87,11 +87,11 @@ def _sign(params: Params, z: Array) -> Array:
     return z / (size + none).astype(z.dtype)
 
 
+register_paired(lax.log_p, _log)
 register_paired(lax.eq_p, lambda params, pairs, u, v: jnp.all(as_pair(u) == as_pair(v), 0))
 register_paired(lax.ne_p, lambda params, pairs, u, v: jnp.any(as_pair(u) != as_pair(v), 0))
 for primitive, parts in {
     lax.exp_p: _exp,
-    lax.log_p: _log,
     lax.tanh_p: _tanh,
     lax.sin_p: lambda x, y: (jnp.sin(x) * jnp.cosh(y), jnp.cos(x) * jnp.sinh(y)),
     lax.cos_p: lambda x, y: (jnp.cos(x) * jnp.cosh(y), -jnp.sin(x) * jnp.sinh(y)),
@@ -120,4 +120,4 @@ for primitive, whole in {
     lax.cumprod_p: cumulative_product,
     lax.reduce_prod_p: product_over_axes,
 }.items():
-    register_paired(primitive, _in_complex(whole))
+    register_paired(primitive, in_complex(whole))
