@@ -29,6 +29,7 @@ __all__ = [
     "new_primitive",
     "own_function",
     "promoted",
+    "ragged_dot_p",
     "run_jaxpr",
     "source_line",
     "source_scope",
@@ -39,6 +40,16 @@ Literal = jex_core.Literal
 
 enable_x64 = jax.enable_x64
 linear_solve_p = primitives.linear_solve_p
+# JAX does not export it.
+ragged_dot_p = (
+    jax.make_jaxpr(jax.lax.ragged_dot)(
+        jax.ShapeDtypeStruct((1, 1), jnp.float32),
+        jax.ShapeDtypeStruct((1, 1, 1), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
+    .eqns[0]
+    .primitive
+)
 
 # The parameter that holds the body of each call-like primitive.
 _CALLS: dict[Any, str] = {

@@ -10,6 +10,7 @@ from pjax_trace.rules import logic as logic
 from pjax_trace.rules import maximum as maximum
 from pjax_trace.rules import norms as norms
 from pjax_trace.rules import pooling as pooling
+from pjax_trace.rules import ragged as ragged
 from pjax_trace.rules import scattered as scattered
 from pjax_trace.rules import softmax as softmax
 from pjax_trace.rules import solves as solves

@@ -108,6 +108,11 @@ register_rule(
     note="between floating-point types; to integers it is data",
 )
 register_rule(
+    lax.reduce_precision_p,
+    _SCALED,  # as above
+    cases=[Case(lambda x: jnp.square(lax.reduce_precision(x, 8, 7)) + x, ((2,),))],
+)
+register_rule(
     lax.slice_p,
     ViewRule(total=False, index=_sliced, ranges=_slice_ranges),
     cases=[Case(lambda x: x[1:4:2], ((5,),))],
