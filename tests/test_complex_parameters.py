@@ -1,4 +1,4 @@
-"""Complex parameters and values in ordinary programs: state spaces, spectral layers, recurrences."""
+"""Complex parameters and values in ordinary programs: state spaces, spectral layers, loops."""
 
 import jax
 import jax.numpy as jnp

@@ -162,19 +162,19 @@ def test_ragged_products_of_all_kinds():
     across = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
     batched = lax.RaggedDotDimensionNumbers((((2,), (2,)), ((0,), (0,))), [1], [1])
     several = real(2, 2, 3, 4)
-    for x, w, sizes, numbers in (
+    for left, right, counts, numbers in (
         (x[0], w, sizes[0], rows),
         (x[0], w, sizes[1], rows),
         (x[0], real(5, 2), sizes[0], across),
         (x, several, sizes, batched),
     ):
 
-        def product(x, w, sizes=sizes, numbers=numbers):
-            return lax.ragged_dot_general(x, w, sizes, numbers)
+        def product(x, w, counts=counts, numbers=numbers):
+            return lax.ragged_dot_general(x, w, counts, numbers)
 
-        program = trace_program(lambda p, _, f=product: f(*p), [x, w], [], names=["x", "w"])
-        out = program.evaluate([x, w], [])[program.outputs[0]]
-        np.testing.assert_allclose(out, product(x, w), atol=1e-5)
+        program = trace_program(lambda p, _, f=product: f(*p), [left, right], [], names=["x", "w"])
+        out = program.evaluate([left, right], [])[program.outputs[0]]
+        np.testing.assert_allclose(out, product(left, right), atol=1e-5)
 
 
 def test_solves_by_variables_are_refused():
