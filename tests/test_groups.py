@@ -121,10 +121,18 @@ def test_sweeps_fit(name, loose_promotion):
     assert float(fit(new, X, Y)) < 0.95 * float(fit(params, X, Y))
 
 
+FITTING = {
+    **dict.fromkeys(PROGRAMS, {"steps": 30}),
+    "graph attention": {"steps": 100, "metric": pjax.Metric(outputs=0.1)},
+    "solves": {"steps": 400},  # badly conditioned, and so they are as products, too
+}
+
+
 @pytest.mark.parametrize(
     ("name", "solver"),
     [
         *((n, pjax.AlternatingProjections(momentum=0.9)) for n in PROGRAMS),
+        ("graph attention", pjax.DouglasRachford()),
         ("pooling", pjax.DouglasRachford()),
         ("experts", pjax.DouglasRachford()),
         ("solves", pjax.DouglasRachford()),
@@ -133,7 +141,7 @@ def test_sweeps_fit(name, loose_promotion):
 def test_classical_solvers_fit(name, solver, loose_promotion):
     program, params = PROGRAMS[name]
     fit = fitting(program)
-    train = pjax.project(fit, solver=solver, steps=30)
+    train = pjax.project(fit, solver=solver, **FITTING[name])
     new, state = params, train.init(params)
     for _ in range(4):
         new, state, info = train.update(new, state, X, Y)
