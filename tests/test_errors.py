@@ -58,7 +58,10 @@ def test_unknown_primitives_are_reported_all_at_once():
     assert "head" in by_name["igamma"]
     assert line(function, "lax.bessel_i1e") in by_name["bessel_i1e"]
     # What leads there: a parameter by its path, or a constraint and its source line.
-    assert "dot_general" in by_name["bessel_i0e"] and line(function, "x @ model") in by_name["bessel_i0e"]
+    assert (
+        "dot_general" in by_name["bessel_i0e"]
+        and line(function, "x @ model") in by_name["bessel_i0e"]
+    )
     assert "reached from model['b']" in by_name["bessel_i1e"]
     assert "register_rule" in message and "custom_projection" in message
     assert "stop_gradient" in message
