@@ -70,6 +70,7 @@ LAYOUTS = {
     "axis k is_stable?": "top_k",
     "permutation": "transpose",
     "conjugate_a left_side lower transpose_a unit_diagonal": "triangular_solve",
+    "perturb_singular": "tridiagonal_solve",
 }
 KNOWN = {name: frozenset(names.split()) for names, own in LAYOUTS.items() for name in own.split()}
 
