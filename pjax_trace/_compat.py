@@ -31,6 +31,7 @@ __all__ = [
     "new_primitive",
     "own_function",
     "promoted",
+    "ragged_dot_p",
     "run_jaxpr",
     "select_and_gather_add_p",
     "select_and_scatter_add_p",
@@ -50,6 +51,16 @@ add_any_p = primitives.add_jaxvals_p
 linear_solve_p = primitives.linear_solve_p
 select_and_gather_add_p = primitives.select_and_gather_add_p
 select_and_scatter_add_p = primitives.select_and_scatter_add_p
+# JAX does not export it.
+ragged_dot_p = (
+    jax.make_jaxpr(jax.lax.ragged_dot)(
+        jax.ShapeDtypeStruct((1, 1), jnp.float32),
+        jax.ShapeDtypeStruct((1, 1, 1), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
+    .eqns[0]
+    .primitive
+)
 
 # The parameter that holds the body of each call-like primitive.
 _CALLS: dict[Any, str] = {

@@ -18,6 +18,7 @@ from jax import lax
 from pjax_trace import _compat
 from pjax_trace.custom import call, function_p
 from pjax_trace.errors import TraceError
+from pjax_trace.pairs import as_pair, is_complex
 from pjax_trace.program import Program, Value
 from pjax_trace.recorder import Recorder
 from pjax_trace.rule import Identity
@@ -132,13 +133,13 @@ def keep_scan(
 
 
 def _check_real(scan: _compat.Scan, program: Program, source: str) -> None:
-    """Booleans and complex numbers that depend on variables have become reals in a program."""
+    """Booleans that depend on variables have become reals in a program."""
     for var, value in zip(scan.body.jaxpr.outvars, program.outputs, strict=True):
         if value.dtype != var.aval.dtype:
             raise TraceError(
-                f"the body of the scan at {source} returns a boolean or complex value that depends "
-                "on variables, which a sweep cannot take out of it; make it real first "
-                "(jnp.where(condition, 1.0, 0.0), or real and imaginary part)"
+                f"the body of the scan at {source} returns a boolean that depends on variables, "
+                "which a sweep cannot take out of it; make it real first "
+                "(jnp.where(condition, 1.0, 0.0))"
             )
 
 
@@ -269,6 +270,8 @@ def inline_branches(
             branches.append(walk_jaxpr(b.jaxpr, b.consts, inputs))
 
     def select(index: Any, *cases: Any) -> Any:
+        if not all(map(is_complex, cases)):  # some are pairs
+            cases = tuple(map(as_pair, cases))
         dtype = _compat.promoted(*cases)
         cases = tuple(x.astype(dtype) for x in cases)
         if index.dtype == bool:

@@ -235,8 +235,8 @@ def _model_step(
         going = open & inside & (jnp.sqrt(_dot(left, left)) > enough)
         beta = _dot(left, left) / jnp.maximum(square, tiny)
         moved = (new, hp + along * hd, left, left + beta * d)
-        kept = [jnp.where(open, x, old) for x, old in zip(moved, loop[:4], strict=True)]
-        return Loop(*kept, going, k + 1)
+        p, hp, r, d = (jnp.where(open, x, old) for x, old in zip(moved, loop[:4], strict=True))
+        return Loop(p, hp, r, d, going, k + 1)
 
     zero, first = jnp.zeros_like(u), -slope / unit
     loop = Loop(zero, zero, first, first, wanted[:, None], jnp.asarray(0))

@@ -22,6 +22,7 @@ from pjax_trace.explain import explanation
 from pjax_trace.granularity import coarsen
 from pjax_trace.graph import ConsensusGraph
 from pjax_trace.info import Auxiliary, Info, State, parted
+from pjax_trace.pairs import as_complex, as_pair, is_complex
 from pjax_trace.problem import Problem
 from pjax_trace.signature import (
     Numbers,
@@ -57,6 +58,7 @@ class Projected:
     ):
         functools.update_wrapper(self, fn, updated=())
         self._fn = fn
+        self._name = getattr(fn, "__name__", "the function")
         self._argnums = argnums
         self._plan = plan
         self._granularity = granularity
@@ -73,8 +75,7 @@ class Projected:
         self._jitted_once = jax.jit(self._run, static_argnums=0)
 
     def __repr__(self) -> str:
-        name = getattr(self._fn, "__name__", repr(self._fn))
-        return f"project({name}, solver={self._plan.solver}, steps={self._plan.steps})"
+        return f"project({self._name}, solver={self._plan.solver}, steps={self._plan.steps})"
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Info]:
         """One update from scratch: the arguments of the function → new parameters and info."""
@@ -99,7 +100,7 @@ class Projected:
         found = self._leaves(params)
         zero = functools.partial(jnp.zeros, (), jnp.int32)
         leaves = [
-            jnp.zeros(x.shape, x.dtype) if is_shape(x) else strong(x)
+            as_pair(jnp.zeros(x.shape, x.dtype) if is_shape(x) else strong(x))
             for those in found.values()
             for _, x, why in those
             if not why
@@ -170,7 +171,6 @@ class Projected:
         """
         signature, parameters, data = self._split(args, kwargs)
         names = (*signature.parameter_names, *signature.data_names)
-        name = getattr(self._fn, "__name__", "the function")
         plan = self._plan
 
         def step(graph: ConsensusGraph, parameters: list[Any], data: list[Any]) -> Any:
@@ -184,7 +184,7 @@ class Projected:
                 parameters,
                 data,
                 names=names,
-                name=name,
+                name=self._name,
                 copies=plan.copies,
                 granularity=self._granularity,
                 schedule=self._schedule,
@@ -195,7 +195,8 @@ class Projected:
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """The update of a call, lowered by XLA but not run; ``.compile()`` goes on, as for jit."""
-        signature, parameters, data = self._split(args, kwargs)
+        signature, leaves = self._sign(args, kwargs)
+        parameters, data = signature.arrays(leaves)
         return self._jitted.lower(signature, parameters, self.init(self._parameters_of(args)), data)
 
     def _structure(self, shapes: Any) -> Any:
@@ -203,7 +204,7 @@ class Projected:
         found = self._structures.get(shapes)
         if found is None:
             accelerations = self._plan.acceleration
-            arrays = [jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in shapes]
+            arrays = [as_pair(jax.ShapeDtypeStruct(shape, dtype)) for _, shape, dtype in shapes]
             memory = jax.eval_shape(lambda xs: [a.init(xs) for a in accelerations], arrays)
             leaves, tree = jax.tree.flatten(memory)
             names = tuple(type(a).__name__ for a in accelerations)
@@ -241,8 +242,13 @@ class Projected:
         """Parameters with other arrays."""
         leaves = [leaf for those in self._leaves(params).values() for leaf in those]
         own = iter(arrays)
+
+        def moved(old: Any) -> Any:
+            new = next(own)
+            return as_complex(new) if is_complex(old) else new
+
         structure = jax.tree.structure(opened(self._places(params)))
-        new = closed(structure.unflatten(x if why else next(own) for _, x, why in leaves))
+        new = closed(structure.unflatten(x if why else moved(x) for _, x, why in leaves))
         # The parameters in the order of argnums; the arrays were in that of the arguments.
         return tuple(new[n] for n in self._numbers()) if self._several else new[self._numbers()[0]]
 
@@ -252,7 +258,7 @@ class Projected:
     def _parameters_of(self, args: tuple) -> Any:
         if len(args) <= max(self._numbers()):
             raise InputError(
-                f"{getattr(self._fn, '__name__', 'the function')} takes its parameters as "
+                f"{self._name} takes its parameters as "
                 f"argument {max(self._numbers())}, but was called with {len(args)} arguments"
             )
         chosen = tuple(args[i] for i in self._numbers())
@@ -266,9 +272,10 @@ class Projected:
         return tuple(places[i] if i in places else next(others) for i in range(count))
 
     def _split(self, args: tuple, kwargs: dict) -> tuple[Signature, list[Any], list[Any]]:
-        """A call's arrays: those to solve for, and data; and what is left."""
+        """A call's arrays: those to solve for, real ones, and data; and what is left."""
         signature, leaves = self._sign(args, kwargs)
-        return signature, *signature.arrays(leaves)
+        parameters, data = signature.arrays(leaves)
+        return signature, list(map(as_pair, parameters)), data
 
     def _sign(self, args: tuple, kwargs: dict) -> tuple[Signature, list[Any]]:
         """What is known of a call but its arrays; and its leaves."""
@@ -281,7 +288,8 @@ class Projected:
         def compiles(kinds: Any) -> bool:
             try:
                 signature = signed(kinds)
-                self._graph(signature, *signature.arrays(leaves))
+                parameters, data = signature.arrays(leaves)
+                self._graph(signature, list(map(as_pair, parameters)), data)
             except Exception:  # whatever it is, it comes up again if it is not the number's fault
                 return False
             return True
@@ -305,8 +313,7 @@ class Projected:
         def function(parameters: list[Any], data: list[Any]) -> list[Any]:
             args, kwargs = signature.rebuild(parameters, data)
             out = self._fn(*args, **kwargs)
-            name = getattr(self._fn, "__name__", "the function")
-            arrays, others = parted(out, name, self._has_aux)
+            arrays, others = parted(out, self._name, self._has_aux)
             if rest is not None:
                 rest[:] = [arrays, others]
             return jax.tree.leaves(arrays)
@@ -325,7 +332,7 @@ class Projected:
             parameters,
             data,
             names=(*signature.parameter_names, *signature.data_names),
-            source=getattr(self._fn, "__name__", "the function"),
+            source=self._name,
             kept="objective",
             has_aux=self._has_aux,
             lift=self._plan.solver.lifts,
@@ -334,7 +341,7 @@ class Projected:
         graph = coarsen(graph, self._granularity)
         if not any(c.out is None for c in graph.constraints):
             raise TraceError(
-                f"{getattr(self._fn, '__name__', 'the function')} has no output constraint, so "
+                f"{self._name} has no output constraint, so "
                 "there is nothing to solve for: return a scalar that depends on the parameters, or "
                 "call pjax_trace.constrain on what is computed"
             )
@@ -371,29 +378,20 @@ class Projected:
                 f"NaN or infinity in {culprit}. The update was dropped; the last good parameters "
                 "are in this error's .params, the state in its .state. Check the data's scale, "
                 "that labels and sets are valid and λ positive, or give the parameters more weight "
-                "(metric)" + self._told(signature, leaves, moved),
+                "(metric)" + signature.said_by(self._fn, leaves, moved),
                 params=new,
                 state=state,
                 culprit=culprit,
             )
         return new, state, info
 
-    def _told(self, signature: Signature, leaves: list[Any], parameters: list[Any]) -> str:
-        """What the function says of its arguments when it is called with their values."""
-        args, kwargs = signature.replace(leaves, parameters)
-        try:
-            self._fn(*args, **kwargs)
-        except InputError as error:
-            return f". Here: {error}"
-        except Exception:  # which is not what the update failed of
-            return ""
-        return ""
-
     def _run(
         self, signature: Signature, parameters: list[Array], state: State, data: list[Any]
     ) -> tuple[list[Array], State, Info]:
         """One update, traced once per signature and compiled into one computation."""
         rest: list[Any] = []
-        graph = self._graph(signature, parameters, data, rest)
+        pairs = list(map(as_pair, parameters))
+        graph = self._graph(signature, pairs, data, rest)
         aux = Auxiliary(*rest) if self._has_aux else None
-        return run_update(self._plan, graph, signature, aux, parameters, state, data)
+        new, state, info = run_update(self._plan, graph, signature, aux, pairs, state, data)
+        return signature.joined(new), state, info

@@ -166,7 +166,7 @@ class ObjectiveRule(Rule):
 
     def convex_part(
         self, lams: Arrays, goals: Arrays, omegas: Sequence[Any], data: Arrays
-    ) -> tuple[list[Array], list[Array]]:
+    ) -> tuple[list[Array], Sequence[Array]]:
         """Weights that are not negative, and goals that those that are have been added to.
 
         A convex term with a negative weight is replaced by its tangent, which is above it.

@@ -178,7 +178,7 @@ class Regions:
         parts = [self._layers_of(v) for v in e.inputs if v.variable]
         return set().union(*parts) if all(parts) else set()
 
-    def term(self, value: Value, visited: Collection[Value]) -> Term:
+    def term(self, value: Value, visited: set[Value]) -> Term:
         """How a value comes about; ``visited`` are other values that the objective is linear in."""
         if self.is_layer(value):
             return Term(value, (value,))

@@ -113,7 +113,7 @@ def register_rule(
             wrong type.
 
     Example:
-        A rule for ``jax.lax.reduce_precision_p``, taken for the identity:
+        Another rule for ``jax.lax.reduce_precision_p``, taken for the identity:
 
         >>> import jax
         >>> import pjax_trace as pjax
@@ -122,7 +122,7 @@ def register_rule(
         ...     mean = (wx * x + wz * out) / (wx + wz)
         ...     return (mean,), mean
         >>> rule = pjax.CustomRule(lambda x: x, nearest)
-        >>> pjax.register_rule(jax.lax.reduce_precision_p, rule) is rule
+        >>> pjax.register_rule(jax.lax.reduce_precision_p, rule, override=True) is rule
         True
     """
     _load_rule_packs()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from pjax_trace import _compat
 from pjax_trace.errors import InputError
+from pjax_trace.pairs import as_complex, is_complex
 from pjax_trace.trainable import Leaf, closed, is_array, is_shape, leaves_of, opened
 
 __all__ = [
@@ -60,6 +61,7 @@ class Signature:
         moving: which leaves are parameters.
         fixed: which are data.
         names: of all leaves.
+        complex: which parameters hold complex numbers, and are pairs of reals in the program.
         shapes: `shapes_of` the parameters; no part of what the call is.
     """
 
@@ -68,6 +70,7 @@ class Signature:
     moving: tuple[int, ...]
     fixed: tuple[int, ...]
     names: tuple[str, ...]
+    complex: tuple[bool, ...]
     shapes: Any = dataclasses.field(compare=False)
 
     @classmethod
@@ -96,8 +99,10 @@ class Signature:
             elif isinstance(kind, _Array):
                 fixed.append(i)
             static.append(kind if isinstance(kind, _Static) else None)
+        paired = tuple(is_complex(kinds[i]) for i in moving)
+        places = tuple(moving), tuple(fixed)
         shapes = shapes_of(parameters)
-        return cls(structure, tuple(static), tuple(moving), tuple(fixed), tuple(names), shapes)
+        return cls(structure, tuple(static), *places, tuple(names), paired, shapes)
 
     def __hash__(self) -> int:
         return self._hash
@@ -126,11 +131,15 @@ class Signature:
         )
 
     def rebuild(self, parameters: Sequence[Any], data: Sequence[Any]) -> tuple[tuple, dict]:
-        """The arguments, from their arrays."""
+        """The arguments, from real arrays of the parameters and from data."""
         leaves: list[Any] = [None if s is None else s.leaf for s in self.static]
         for i, x in zip(self.fixed, data, strict=True):
             leaves[i] = x
-        return self.replace(leaves, parameters)
+        return self.replace(leaves, self.joined(parameters))
+
+    def joined(self, parameters: Sequence[Any]) -> list[Any]:
+        """Parameters as the function takes them, from real arrays."""
+        return [as_complex(x) if c else x for x, c in zip(parameters, self.complex, strict=True)]
 
     def replace(self, leaves: Sequence[Any], parameters: Sequence[Any]) -> tuple[tuple, dict]:
         """The arguments of these leaves, with other parameters."""
@@ -138,6 +147,19 @@ class Signature:
         for i, x in zip(self.moving, parameters, strict=True):
             new[i] = x
         return closed(jax.tree.unflatten(self.structure, new))
+
+    def said_by(
+        self, fn: Callable[..., Any], leaves: Sequence[Any], parameters: Sequence[Any]
+    ) -> str:
+        """What a function says of its arguments when it is called with their values."""
+        args, kwargs = self.replace(leaves, parameters)
+        try:
+            fn(*args, **kwargs)
+        except InputError as error:
+            return f". Here: {error}"
+        except Exception:  # which is not what the update failed of
+            return ""
+        return ""
 
 
 def strong(x: Any) -> Any:
@@ -189,12 +211,6 @@ def parameters_in(
             "Projections move real numbers: convert what should move to float32, and pass what "
             "should not as another argument, which is data (argnums says which hold parameters)"
         )
-    for leaf in leaves:
-        if not leaf.why and jnp.issubdtype(leaf.value.dtype, jnp.complexfloating):
-            raise InputError(
-                f"parameter {leaf.path}: complex parameters are not supported; use real and "
-                "imaginary parts"
-            )
     return found
 
 

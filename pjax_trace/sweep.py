@@ -213,14 +213,14 @@ class Sweep(Solver):
             answers[c] = said
             distances[c] = wide(0.0)
             for i, view in c.reads:
-                squares = wide(jnp.sum(jnp.square(said.asked[i])))
-                distances[c] = distances[c] + squares
+                length = wide(jnp.sum(jnp.square(said.asked[i])))
+                distances[c] = distances[c] + length
                 if all(base.parameter for base in view.bases):
                     # What is said of parameters themselves is no matter of rows: it is done.
                     direct[c, i] = said.moments[i]
                 else:
                     ask(problem, residuals, view, said.asked[i])
-                    asked_in_all = asked_in_all + squares
+                    asked_in_all = asked_in_all + length
         for variable, value in problem.agreed(direct, problem.start).items():
             moves[variable] = value - problem.start[variable]
         names = {v: Named(v, Index.of(v.shape)) for v in graph.parameters}

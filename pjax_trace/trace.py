@@ -26,6 +26,7 @@ from pjax_trace.errors import MissingRuleError, TraceError
 from pjax_trace.match import claim_functions
 from pjax_trace.narrow import narrow_sums
 from pjax_trace.objective import find_objective
+from pjax_trace.pairs import as_complex, is_complex, scan_of_pairs
 from pjax_trace.program import Equation, Objective, Program, Value, needed_equations
 from pjax_trace.recorder import Recorder
 from pjax_trace.registry import paired, translate
@@ -104,6 +105,9 @@ class _Interpreter:
 
         kind = _compat.loop_kind(eqn.primitive)
         relaxed = [v.dtype != a.aval.dtype for v, a in zip(operands, eqn.invars, strict=True)]
+        # In this jaxpr complex, but variable: a pair of reals, one more axis in front.
+        pairs = [r and is_complex(a.aval) for r, a in zip(relaxed, eqn.invars, strict=True)]
+        complex_out = [is_complex(a.aval) for a in eqn.outvars]
         if kind == "cond":
             decision = self.decisions.get(operands[0])
             return inline_branches(eqn, operands, walk_jaxpr, walk, decision, self.guard)
@@ -111,12 +115,14 @@ class _Interpreter:
             function = bounded(self.recorder, eqn, operands)
             if function is not None:
                 return walk(function, *operands)
-        if kind and any(relaxed):
+        if kind and relaxed != pairs:
             raise TraceError(
-                f"a boolean or complex value that depends on variables enters a {kind} at "
-                f"{source}; make it real first (jnp.where(condition, 1.0, 0.0), or real and "
-                "imaginary part), or compute it inside"
+                f"a boolean that depends on variables enters a {kind} at {source}; make it real "
+                "first (jnp.where(condition, 1.0, 0.0)), or compute it inside"
             )
+        if kind == "scan" and (any(pairs) or any(complex_out)):
+            function = scan_of_pairs(eqn, pairs)
+            return self.paired(function, operands, complex_out, walk)
         if kind == "scan" and (self.lift or not _compat.scan_parts(eqn).length):
             return lift_scan(self.recorder, eqn, operands, walk)
         if kind == "scan":
@@ -124,14 +130,15 @@ class _Interpreter:
         call = _compat.call_body(eqn)
         if call is not None:
             return walk_jaxpr(*call, operands)
-        # In this jaxpr complex, but variable: a pair of reals, one more axis in front.
-        pairs = [
-            r and bool(jnp.issubdtype(a.aval.dtype, jnp.complexfloating))
-            for r, a in zip(relaxed, eqn.invars, strict=True)
-        ]
-        complex_out = [jnp.issubdtype(a.aval.dtype, jnp.complexfloating) for a in eqn.outvars]
         if any(pairs) or any(complex_out):
-            return self.paired(eqn, operands, pairs, complex_out, source, walk)
+            function = paired(eqn.primitive)
+            if function is None:
+                raise MissingRuleError(
+                    f"{eqn.primitive.name} at {source} has no rule for complex values that depend "
+                    "on variables; compute with their real and imaginary parts"
+                )
+            function = functools.partial(function, eqn.params, pairs)
+            return self.paired(function, operands, complex_out, walk)
         variable = tuple(v.variable for v in operands)
         outcome = translate(eqn.primitive, eqn.params, operands, variable)
         if isinstance(outcome, Rewrite):
@@ -173,24 +180,16 @@ class _Interpreter:
 
     def paired(
         self,
-        eqn: Any,
+        function: Callable[..., Any],
         operands: Sequence[Value],
-        pairs: Sequence[bool],
         complex_out: Sequence[bool],
-        source: str,
         walk: Callable[..., list[Value]],
     ) -> list[Value]:
         """The outputs of an equation on complex values, pairs of reals where they move."""
-        function = paired(eqn.primitive)
-        if function is None:
-            raise MissingRuleError(
-                f"{eqn.primitive.name} at {source} has no rule for complex values that depend on "
-                "variables; compute with their real and imaginary parts"
-            )
-        results = walk(functools.partial(function, eqn.params, pairs), *operands, own=False)
+        results = walk(function, *operands, own=False)
         for i, flag in enumerate(complex_out):
             if flag and not results[i].variable:  # frozen: data are complex numbers
-                (results[i],) = walk(lambda u: jax.lax.complex(u[0], u[1]), results[i], own=False)
+                (results[i],) = walk(as_complex, results[i], own=False)
         return results
 
     def relaxed(self, eqn: Any, operands: Sequence[Value], source: str) -> Callable[..., Any]:

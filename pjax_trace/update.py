@@ -249,5 +249,5 @@ def _suspects(
 
 def _all_finite(arrays: Sequence[Array]) -> Bool[Array, ""]:
     """Whether all elements are; 0 times one that is not is NaN, which no sum forgets."""
-    totals = [jnp.sum(x * 0).astype(jnp.float32) for x in arrays]
+    totals = [jnp.sum(jnp.real(x * 0)).astype(jnp.float32) for x in arrays]
     return functools.reduce(jnp.add, totals) == 0

@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from pjax_trace import _compat
 from pjax_trace.custom import call, function_p
+from pjax_trace.pairs import as_pair
 from pjax_trace.registry import Case, register_paired, register_rule
 from pjax_trace.rule import Arrays, Params, Projection, Rule, Weights, projection_of
 from pjax_trace.translation import Outcome, Refuse, Translation
@@ -50,11 +51,6 @@ class Magnitude(Rule):
 MAGNITUDE = Magnitude()
 
 
-def as_pair(x: Array) -> Array:
-    """Complex data as a pair; pairs as they are."""
-    return jnp.stack([jnp.real(x), jnp.imag(x)]) if jnp.iscomplexobj(x) else x
-
-
 def alike(primitive: Any) -> Callable[..., Any]:
     """What a primitive that is linear in its complex operands does: the same to both parts."""
 
@@ -65,6 +61,26 @@ def alike(primitive: Any) -> Callable[..., Any]:
         return mapped(*map(as_pair, operands))
 
     return function
+
+
+def _select(params: Params, pairs: Sequence[bool], which: Array, *cases: Array) -> Array:
+    """By a boolean that depends on variables, which here is a real number, too."""
+    if jnp.issubdtype(which.dtype, jnp.floating):
+        which = which > 0.5
+    return jax.vmap(functools.partial(lax.select_n, which))(*map(as_pair, cases))
+
+
+def _scattered(function: Callable[..., Array]) -> Callable[..., Array]:
+    """A scatter, of which JAX's own function is bound: its params are of complex values."""
+
+    def paired(params: Params, pairs: Sequence[bool], *operands: Array) -> Array:
+        x, indices, updates = operands
+        names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+        options = {name: params[name] for name in names}
+        scatter = functools.partial(function, **options)
+        return jax.vmap(scatter, (0, None, 0))(as_pair(x), indices, as_pair(updates))
+
+    return paired
 
 
 def _fourier(params: Params, x: Array) -> Array:
@@ -120,21 +136,14 @@ def _quotient(params: Params, pairs: Sequence[bool], u: Array, v: Array) -> Arra
     return product / (jnp.square(v[0]) + jnp.square(v[1]))[None]
 
 
-def _select(params: Params, pairs: Sequence[bool], which: Array, *cases: Array) -> list[Array]:
-    """By a boolean, which may be relaxed to a real."""
-    which = which > 0.5 if jnp.issubdtype(which.dtype, jnp.floating) else which
-    return alike(lax.select_n_p)(params, pairs, which, *cases)
+def _bilinear(primitive: Any) -> Callable[..., Array]:
+    """What a primitive that is bilinear does: four of it, on parts."""
 
+    def function(params: Params, pairs: Sequence[bool], u: Array, v: Array) -> Array:
+        real = {**params, "preferred_element_type": None}
+        return _product(params, pairs, u, v, lambda *xs: _compat.bind(primitive, real, *xs)[0])
 
-def _equal(u: Array, v: Array) -> Array:
-    """Whether both parts are."""
-    same = as_pair(u) == as_pair(v)
-    return same[0] & same[1]
-
-
-def _contraction(params: Params, pairs: Sequence[bool], u: Array, v: Array) -> Array:
-    dot = functools.partial(lax.dot_general, dimension_numbers=params["dimension_numbers"])
-    return _product(params, pairs, u, v, dot)
+    return function
 
 
 def _convert(params: Params, pairs: Sequence[bool], x: Array) -> Array:
@@ -150,21 +159,22 @@ for primitive in (
     _compat.add_any_p,
     *(lax.reshape_p, lax.transpose_p, lax.squeeze_p, lax.rev_p, lax.copy_p, lax.slice_p),
     *(lax.broadcast_in_dim_p, lax.concatenate_p, lax.pad_p, lax.gather_p, lax.split_p),
-    *(
-        lax.dynamic_slice_p,
-        lax.dynamic_update_slice_p,
-    ),
+    *(lax.dynamic_slice_p, lax.dynamic_update_slice_p, lax.optimization_barrier_p),
+    *(lax.reduce_window_sum_p, lax.psum_p),
+    *(getattr(lax, name) for name in ("tile_p", "stack_p", "unstack_p") if hasattr(lax, name)),
 ):
     register_paired(primitive, alike(primitive))
 register_paired(lax.select_n_p, _select)
+register_paired(lax.scatter_p, _scattered(lax.scatter))
+register_paired(lax.scatter_add_p, _scattered(lax.scatter_add))
+register_paired(lax.scatter_sub_p, _scattered(lax.scatter_sub))
 register_paired(lax.mul_p, _product)
 register_paired(lax.div_p, _quotient)
-register_paired(lax.dot_general_p, _contraction)
+register_paired(lax.dot_general_p, _bilinear(lax.dot_general_p))
+register_paired(lax.conv_general_dilated_p, _bilinear(lax.conv_general_dilated_p))
 register_paired(lax.convert_element_type_p, _convert)
 register_paired(lax.abs_p, lambda params, pairs, u: call(function_p, MAGNITUDE, u, name="abs"))
 register_paired(lax.complex_p, lambda params, pairs, x, y: jnp.stack(jnp.broadcast_arrays(x, y)))
-register_paired(lax.eq_p, lambda params, pairs, u, v: _equal(u, v))
-register_paired(lax.ne_p, lambda params, pairs, u, v: ~_equal(u, v))
 register_paired(lax.real_p, lambda params, pairs, u: u[0])
 register_paired(lax.imag_p, lambda params, pairs, u: u[1])
 register_paired(

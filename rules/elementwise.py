@@ -168,6 +168,11 @@ CURVES: dict[Any, Curve] = {
         lambda z: lax.erf_inv(1 - z),
         curvature=_BEND_OF_ERF,
     ),
+    # Of positive numbers; the first falls up to its minimum.
+    lax.lgamma_p: Curve(lax.lgamma, lax.digamma, domain=(0.0, math.inf), knots=(1.4616321,)),
+    lax.digamma_p: Curve(
+        lax.digamma, lambda x: lax.polygamma(jnp.ones_like(x), x), domain=(0.0, math.inf)
+    ),
     lax.erf_inv_p: Curve(lax.erf_inv, inverse=lax.erf, domain=(-1.0, 1.0)),
 }
 _CLOSED_FORMS: dict[Any, Callable[..., Array]] = {
@@ -183,6 +188,8 @@ _POINTS: dict[Any, tuple[float, float]] = {
     **dict.fromkeys((lax.log_p, lax.sqrt_p, lax.rsqrt_p), (0.4, 5.0)),
     lax.log1p_p: (0.4, 4.0),
     lax.acosh_p: (0.4, 6.0),
+    lax.lgamma_p: (0.4, 4.0),
+    lax.digamma_p: (0.4, 4.0),
     **dict.fromkeys((lax.sin_p, lax.cos_p), (2.0, 0.0)),
     **dict.fromkeys((lax.asin_p, lax.acos_p, lax.atanh_p), (0.1, 0.0)),
     **dict.fromkeys((lax.erf_inv_p, lax.tan_p), (0.1, 0.0)),
@@ -219,10 +226,9 @@ _SPECIAL = (
     "needed of it in elementary functions"
 )
 REFUSED: dict[str, tuple[str, int]] = {
-    "atan2_p": ("write jnp.arctan(y / x), or compute the angle from data", 2),
     "rem_p": ("it jumps; write x - y * jnp.floor(x / y) with data for y, or sin and cos", 2),
     "nextafter_p": ("it moves by rounding error only; leave it out", 2),
-    **{f"{name}_p": (_SPECIAL, 1) for name in ("lgamma", "digamma", "bessel_i0e", "bessel_i1e")},
+    **{f"{name}_p": (_SPECIAL, 1) for name in ("bessel_i0e", "bessel_i1e")},
     **{f"{name}_p": (_SPECIAL, 2) for name in ("polygamma", "zeta", "igamma", "igammac")},
     "igamma_grad_a_p": (_SPECIAL, 2),
     "regularized_incomplete_beta_p": (_SPECIAL, 3),

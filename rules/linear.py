@@ -73,21 +73,6 @@ def _scaled(params: Params, x: Array, indices: Array, updates: Array) -> Array:
     return x * _compat.bind(lax.scatter_mul_p, params, ones, indices, updates)[0]
 
 
-def _bounded(
-    primitive: Any,
-    bounded: Callable[..., Array],
-    params: Params,
-    x: Array,
-    indices: Array,
-    updates: Array,
-) -> Array:
-    """``x.at[indices].max(updates)`` or ``min``; elsewhere x has no bound."""
-    none = jnp.full_like(x, -bounded(-jnp.inf, jnp.inf))
-    (bound,) = _compat.bind(primitive, params, none, indices, updates)
-    free = jnp.isinf(bound)
-    return jnp.where(free, x, bounded(x, jnp.where(free, 0, bound)))
-
-
 def _convolution(params: Params, x: Array, w: Array) -> Array:
     """Batch first, channels last, and groups of features instead of batch groups."""
     dims = params["dimension_numbers"]
@@ -157,7 +142,7 @@ def over_mapped_axes(reduce: Callable[..., Array], name: str, of: Rule) -> Trans
     return Translation(outcome, of=of)
 
 
-def _product(params: Params, x: Array) -> Array:
+def product_over_axes(params: Params, x: Array) -> Array:
     """Pairs, then pairs of pairs: as many multiplications, in logarithmic depth."""
     axes = tuple(map(int, params["axes"]))
     kept = [size for axis, size in enumerate(x.shape) if axis not in axes]
@@ -170,7 +155,8 @@ def _product(params: Params, x: Array) -> Array:
     return x[0]
 
 
-def _cumulative_product(params: Params, x: Array) -> Array:
+def cumulative_product(params: Params, x: Array) -> Array:
+    """All products of the first so many, in logarithmic depth."""
     return lax.associative_scan(jnp.multiply, x, params["reverse"], params["axis"])
 
 
@@ -249,7 +235,7 @@ register_rule(
 )
 register_rule(
     lax.reduce_prod_p,
-    _equivalent(_product),
+    _equivalent(product_over_axes),
     cases=(
         Case(lambda x: jnp.prod(x, 1), ((2, 2),)),
         Case(lambda x: jnp.prod(x), ((5,),)),
@@ -258,7 +244,7 @@ register_rule(
 )
 register_rule(
     lax.cumprod_p,
-    _equivalent(_cumulative_product),
+    _equivalent(cumulative_product),
     cases=(Case(lambda x: lax.cumprod(x, 0), ((5,),)),),
     note="by rewriting to an associative scan of products",
 )
@@ -273,36 +259,11 @@ register_rule(
     cases=(Case(lambda x: x.at[jnp.array([0, 0])].multiply(x[:2]), ((3,),)),),
     note="by data a scaling",
 )
-for primitive, method, bounded in (
-    (lax.scatter_max_p, "max", jnp.maximum),
-    (lax.scatter_min_p, "min", jnp.minimum),
-):
-    register_rule(
-        primitive,
-        _by_data(
-            "an element is compared with as many others as data decide; for indices without "
-            f"repetition, write x.at[i].set(jnp.{method}imum(x[i], u)), else jnp.{method} of a "
-            "gathered array",
-            partial(_bounded, primitive, bounded),
-        ),
-        cases=(
-            Case(lambda x, name=method: getattr(x.at[jnp.array([0, 0])], name)(x[:2]), ((3,),)),
-        ),
-        note=f"by data a {method}",
-    )
-
-_SOLVE = "make the solution a parameter, or a variable, and constrain the product: A @ x to b"
 _DECOMPOSE = (
     "make the factors parameters, and constrain their product; or decompose data, such as "
     "jax.lax.stop_gradient(A)"
 )
 for primitive, reason, function in (
-    (_compat.linear_solve_p, _SOLVE, lambda a: jnp.linalg.solve(a, a)),
-    (
-        lax.linalg.triangular_solve_p,
-        _SOLVE,
-        lambda a: lax.linalg.triangular_solve(a, a, left_side=True),
-    ),
     (lax.linalg.cholesky_p, _DECOMPOSE, jnp.linalg.cholesky),
     (lax.linalg.lu_p, _DECOMPOSE, lambda a: lax.linalg.lu(a)[0]),
     (lax.linalg.qr_p, _DECOMPOSE, lambda a: jnp.linalg.qr(a)[0]),

@@ -108,6 +108,11 @@ register_rule(
     note="between floating-point types; to integers it is data",
 )
 register_rule(
+    lax.reduce_precision_p,
+    _SCALED,  # as above
+    cases=[Case(lambda x: jnp.square(lax.reduce_precision(x, 8, 7)) + x, ((2,),))],
+)
+register_rule(
     lax.slice_p,
     ViewRule(total=False, index=_sliced, ranges=_slice_ranges),
     cases=[Case(lambda x: x[1:4:2], ((5,),))],
@@ -165,9 +170,9 @@ register_rule(
 # Newer JAX traces these where older JAX used several of the above.
 if hasattr(lax, "tile_p"):
     register_rule(lax.tile_p, ViewRule(), cases=[Case(lambda x: jnp.tile(x, (2, 2)), ((1, 2),))])
-if hasattr(lax, "stack_p"):
+if stack := getattr(lax, "stack_p", None):
     case = Case(lambda x, y: jnp.stack([x, y], 1), ((2,), (2,)))
-    register_rule(lax.stack_p, _SEVERAL, cases=[case], since="0.10.2")
-if hasattr(lax, "unstack_p"):
+    register_rule(stack, _SEVERAL, cases=[case], since="0.10.2")
+if unstack := getattr(lax, "unstack_p", None):
     case = Case(lambda x: jnp.unstack(x)[1], ((2, 2),))
-    register_rule(lax.unstack_p, _PART, cases=[case], since="0.10.2")
+    register_rule(unstack, _PART, cases=[case], since="0.10.2")

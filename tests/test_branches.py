@@ -191,14 +191,13 @@ def test_a_sweep_hands_over_the_adjoint_of_the_case_that_is_taken(program):
     assert step @ slope > 0.999 * np.linalg.norm(step) * np.linalg.norm(slope)
 
 
-def test_cases_that_are_not_finite_are_reported():
+def test_cases_that_are_not_taken_need_not_be_finite():
     def fit(w, x, y):
         h = x @ w
         return losses.squared_error(lax.cond(jnp.all(h > 0), jnp.log, jnp.tanh, h), y)
 
-    with pytest.raises(pjax.NonFiniteError, match="the forward pass of log"):
-        updated(fit, "AP")
-    assert fit(updated(fit, "sweep"), X, Y) < fit(W, X, Y)
+    for solver in ("sweep", "AP"):
+        assert fit(updated(fit, solver), X, Y) < fit(W, X, Y)
 
 
 def body(w):

@@ -43,12 +43,16 @@ LAYOUTS = {
     "padding_config": "pad",
     "axes axis_index_groups": "pmax pmin psum",
     "full_matrices pivoting use_magma": "qr",
+    "group_offset precision preferred_element_type ragged_dot_dimension_numbers": (
+        "ragged_dot_general"
+    ),
     "axes": "reduce_and reduce_or reduce_prod reduce_xor",
     "axes out_sharding?": "reduce_max reduce_min",
     "axes out_sharding": "reduce_sum",
     ("base_dilation padding window_dilation window_dimensions window_strides"): (
         "reduce_window_max reduce_window_min reduce_window_sum"
     ),
+    "exponent_bits mantissa_bits": "reduce_precision",
     "dimensions new_sizes sharding": "reshape",
     "levels": "quantize",  # of pjax-trace itself
     "dimensions": "rev squeeze",
@@ -66,6 +70,7 @@ LAYOUTS = {
     "axis k is_stable?": "top_k",
     "permutation": "transpose",
     "conjugate_a left_side lower transpose_a unit_diagonal": "triangular_solve",
+    "perturb_singular": "tridiagonal_solve",
 }
 KNOWN = {name: frozenset(names.split()) for names, own in LAYOUTS.items() for name in own.split()}
 

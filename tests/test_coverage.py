@@ -186,8 +186,11 @@ def version(text):
 
 
 def test_the_readme_has_the_table():
+    # What the examples in the documentation register is not what there is.
+    shown = "`reduce_precision`", "`cautious`"
     written = coverage.read((ROOT / "rules/README.md").read_text())
-    made = [row for row in coverage.rows() if row.name not in ("`reduce_precision`", "`cautious`")]
+    written = [row for row in written if row.name not in shown]
+    made = [row for row in coverage.rows() if row.name not in shown]
     assert not set(made) - set(written), "run python -m pjax_trace.coverage rules/README.md"
     newer = [row for row in written if version(row.since) > version(jax.__version__)]
     assert set(written) == set(made) | set(newer)

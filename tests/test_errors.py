@@ -43,23 +43,26 @@ def line(function, text):
 
 def test_unknown_primitives_are_reported_all_at_once():
     def function(model, x, y):
-        z = lax.digamma(x @ model["w"])
+        z = lax.bessel_i0e(x @ model["w"])
         with jax.named_scope("head"):
-            z = lax.cumlogsumexp(z, axis=1)
-        z = z + lax.lgamma(model["b"])[None]
+            z = lax.igamma(jnp.ones_like(z), z)
+        z = z + lax.bessel_i1e(model["b"])[None]
         return losses.cross_entropy(z, y)
 
     model = {"w": W, "b": jnp.zeros(2)}
-    message = refused(pjax.MissingRuleError, "digamma", function, model, X, Y)
+    message = refused(pjax.MissingRuleError, "bessel_i0e", function, model, X, Y)
     by_name = {text.split()[0]: text for text in message.splitlines() if text.startswith("  ")}
-    assert list(by_name) == ["digamma", "cumlogsumexp", "lgamma"]
-    assert line(function, "lax.digamma") in by_name["digamma"]
-    assert line(function, "lax.cumlogsumexp") in by_name["cumlogsumexp"]
-    assert "head" in by_name["cumlogsumexp"]
-    assert line(function, "lax.lgamma") in by_name["lgamma"]
+    assert list(by_name) == ["bessel_i0e", "igamma", "bessel_i1e"]
+    assert line(function, "lax.bessel_i0e") in by_name["bessel_i0e"]
+    assert line(function, "lax.igamma") in by_name["igamma"]
+    assert "head" in by_name["igamma"]
+    assert line(function, "lax.bessel_i1e") in by_name["bessel_i1e"]
     # What leads there: a parameter by its path, or a constraint and its source line.
-    assert "dot_general" in by_name["digamma"] and line(function, "x @ model") in by_name["digamma"]
-    assert "reached from model['b']" in by_name["lgamma"]
+    assert (
+        "dot_general" in by_name["bessel_i0e"]
+        and line(function, "x @ model") in by_name["bessel_i0e"]
+    )
+    assert "reached from model['b']" in by_name["bessel_i1e"]
     assert "register_rule" in message and "custom_projection" in message
     assert "stop_gradient" in message
 
@@ -103,7 +106,6 @@ def test_integer_parameters():
     assert "int32" in message
     refused(pjax.InputError, "bool", fit, [jnp.array(True)], X, Y)
     refused(pjax.InputError, "int", fit, (3,), X, Y)
-    refused(pjax.InputError, "complex", fit, W.astype(jnp.complex64), X, Y)
     with pytest.raises(pjax.InputError, match="int32"):
         TRAIN.init(jnp.ones(3, int))
     with pytest.raises(pjax.InputError, match="no floating-point array"):

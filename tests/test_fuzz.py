@@ -83,8 +83,8 @@ def test_a_projection_that_is_not_nearest_is_found():
 
 
 def test_a_refusal_is_no_failure():
-    program = example("jax.lax.lgamma({0})")
-    with pytest.raises(fuzz.Refused, match="lgamma"):
+    program = example("jax.lax.bessel_i0e({0})")
+    with pytest.raises(fuzz.Refused, match="bessel_i0e"):
         fuzz.check(program)
     assert fuzz.failure_of(program) is None
 

@@ -410,8 +410,8 @@ def test_several_constraints_are_listed():
         pjax.project_point(lambda x: jnp.tanh(jnp.square(x)), (jnp.ones(2),), jnp.ones(2))
     message = str(caught.value)
     assert "square at" in message and "tanh at" in message and __file__ in message
-    with pytest.raises(pjax.MissingRuleError, match="lgamma"):
-        pjax.project_point(jax.lax.lgamma, (1.0,), 1.0)
+    with pytest.raises(pjax.MissingRuleError, match="bessel_i0e"):
+        pjax.project_point(jax.lax.bessel_i0e, (1.0,), 1.0)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 import pjax_trace as pjax
 from pjax_trace.custom import call, function_p
+from pjax_trace.rules.angle import angle_of
 from pjax_trace.rules.complex import MAGNITUDE
 from pjax_trace.trace import trace_program
 
@@ -75,11 +76,19 @@ def test_the_derivative_of_a_magnitude():
     assert jnp.linalg.norm(answer[:, 2]) <= 2  # the phase of 0 is free
 
 
+def test_angles_are_the_nearest():
+    """On either side of the cut, and near the origin."""
+    for seed, centre in enumerate([(0.0, 0.0), (-1.0, 0.05), (1.0, 1.0), (-0.3, -0.02)]):
+        start = jnp.asarray(centre)[:, None]
+        for scale in (0.3, 2.0):
+            pjax.testing.check_rule(angle_of, start, scale=scale, samples=30, seed=seed)
+
+
 def test_what_has_no_rule_is_refused():
     def fit(x):
-        return pjax.losses.squared_error(jnp.abs(jnp.exp(jax.lax.complex(x, x))), jnp.ones(3))
+        return pjax.losses.squared_error(jnp.abs(jnp.sort(jax.lax.complex(x, x))), jnp.ones(3))
 
-    with pytest.raises(pjax.MissingRuleError, match="exp at .*test_complex.*imaginary parts"):
+    with pytest.raises(pjax.MissingRuleError, match="sort at .*test_complex.*imaginary parts"):
         pjax.project(fit, schedule="parallel").trace(jnp.ones(3))
 
 

@@ -197,15 +197,11 @@ def test_a_sort_is_a_ranking_of_all_elements():
 
 
 def test_refusals():
-    for function, reason in (
-        (lambda x: lax.cumlogsumexp(x, 0), "jnp.cumsum"),
-        (lambda x: lax.approx_max_k(x, 2)[0], "jax.lax.top_k"),
-    ):
-        with pytest.raises(pjax.MissingRuleError, match=reason):
-            pjax.project(
-                lambda x, f=function: pjax.constrain(f(x), pjax.sets.Equal(0.0)),
-                schedule="parallel",
-            ).trace(jnp.ones(4))
+    with pytest.raises(pjax.MissingRuleError, match="jax.lax.top_k"):
+        pjax.project(
+            lambda x: pjax.constrain(lax.approx_max_k(x, 2)[0], pjax.sets.Equal(0.0)),
+            schedule="parallel",
+        ).trace(jnp.ones(4))
 
 
 def test_every_primitive_has_cases():
