@@ -43,7 +43,7 @@ LAYOUTS = {
     "padding_config": "pad",
     "axes axis_index_groups": "pmax pmin psum",
     "full_matrices pivoting use_magma": "qr",
-    "group_offset precision preferred_element_type ragged_dot_dimension_numbers": (
+    "group_offset out_sharding? precision preferred_element_type ragged_dot_dimension_numbers": (
         "ragged_dot_general"
     ),
     "axes": "reduce_and reduce_or reduce_prod reduce_xor",
@@ -53,6 +53,10 @@ LAYOUTS = {
         "reduce_window_max reduce_window_min reduce_window_sum"
     ),
     "exponent_bits mantissa_bits": "reduce_precision",
+    "padding select_prim window_dimensions window_strides": "select_and_scatter_add",
+    (
+        "base_dilation padding select_prim window_dilation window_dimensions window_strides"
+    ): "select_and_gather_add",
     "dimensions new_sizes sharding": "reshape",
     "levels": "quantize",  # of pjax-trace itself
     "dimensions": "rev squeeze",
