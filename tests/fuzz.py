@@ -35,6 +35,7 @@ from pjax_trace.rule import Moment, Projection, Weights
 from pjax_trace.rules.elementwise import Elementwise
 from pjax_trace.rules.logic import Choice, TruthTable
 from pjax_trace.spaces import CopyFree, expand_copies
+from pjax_trace.trace import trace_program
 from pjax_trace.view import View
 
 Array = np.ndarray
@@ -883,12 +884,23 @@ def _project(problem: Problem, c: Constraint, operands: Sequence[Any], target: A
 
 
 def _check_forward(program: Program, problem: Problem) -> None:
+    """What the function returns, against the same program, traced for that."""
+
+    def returned(parameters: list[Any], data: list[Any]) -> list[Any]:
+        own, known = iter(parameters), iter(data)
+        inputs = [next(own if i.variable else known) for i in program.inputs]
+        return jax.tree.leaves(program.function(*inputs))
+
     with _guard("forward"):
         own = jax.tree.leaves(program.function(*program.arguments))
-        for i, (value, expected) in enumerate(zip(problem.graph.program.outputs, own, strict=True)):
-            if value not in problem.data:
-                continue  # no output constraint needs it
-            found = np.asarray(problem.data[value], np.float32)
+        arrays: tuple[list[Any], list[Any]] = ([], [])
+        for i, x in zip(program.inputs, program.arguments, strict=True):
+            arrays[not i.variable].append(x)
+        names = [i.name for i in sorted(program.inputs, key=lambda i: not i.variable)]
+        traced = trace_program(returned, *arrays, names=names)
+        env = traced.evaluate(*arrays)
+        for i, (value, expected) in enumerate(zip(traced.outputs, own, strict=True)):
+            found = np.asarray(env[value], np.float32)
             expected = np.asarray(expected, np.float32)
             close = functools.partial(np.allclose, found, expected, rtol=1e-4)
             atol = 1e-5 * _largest(expected)
