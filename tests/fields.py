@@ -68,15 +68,13 @@ def sweep(field: Field, seed: int, loss: Any = None, batches: int = BATCHES) -> 
 def adam_step(field: Field) -> Any:
     """A step of Adam, compiled, and its start: what moves and what does not, and memories."""
     rule, average = optax.scale_by_adam(), pjax.Averaging(0.98)
+    chosen = jax.tree.map(eqx.is_inexact_array, field.parameters(0))
+    if field.trainable is not None:
+        chosen = jax.tree.map(lambda a, b: a and b, chosen, field.trainable)
 
     def start(seed):
-        parameters = field.parameters(seed)
-        chosen = jax.tree.map(eqx.is_inexact_array, parameters)
-        if field.trainable is not None:
-            chosen = jax.tree.map(lambda a, b: a and b, chosen, field.trainable)
-        moving, fixed = eqx.partition(parameters, chosen)
-        memory = rule.init(moving), average.init(jax.tree.leaves(moving))
-        return moving, fixed, memory
+        moving, fixed = eqx.partition(field.parameters(seed), chosen)
+        return moving, fixed, (rule.init(moving), average.init(jax.tree.leaves(moving)))
 
     @eqx.filter_jit
     def step(moving, fixed, memory, rate, *batch):
@@ -87,10 +85,8 @@ def adam_step(field: Field) -> Any:
         # The derivative of a real function by a complex number is the conjugate of the gradient.
         moves, inner = rule.update(jax.tree.map(jnp.conj, slopes), memory[0])
         new = jax.tree.map(lambda x, m: (x - rate * m).astype(x.dtype), moving, moves)
-        parameters = eqx.combine(new, fixed)
         if field.after:
-            parameters = field.after(parameters, out[1])
-        new, fixed = eqx.partition(parameters, jax.tree.map(lambda x: x is not None, moving))
+            new, fixed = eqx.partition(field.after(eqx.combine(new, fixed), out[1]), chosen)
         leaves = jax.tree.leaves(new)
         return new, fixed, (inner, average.finish(memory[1], leaves, leaves, leaves)[1])
 
