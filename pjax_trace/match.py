@@ -7,8 +7,8 @@ user wrote out by hand is found, too, and a function that was replaced by anothe
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -67,18 +67,47 @@ def _pattern(
     return _Pattern.of(program) if alike and out is not value else None
 
 
+class _Needs(NamedTuple):
+    """The primitives of a function, views aside; and those that its argument meets first."""
+
+    anywhere: frozenset[Any] = frozenset()
+    first: frozenset[Any] = frozenset()
+
+
 @functools.lru_cache(maxsize=4096)
-def _operations(
+def _needs(
     trace: Trace, entry: FunctionEntry, variant: tuple[tuple[str, Any], ...], rank: int, dtype: Any
-) -> frozenset[Any]:
-    """The primitives of a function, views aside, which depend on sizes: whatever these may be.
+) -> _Needs:
+    """What a program must have for a function to be in it; views depend on sizes, so not they.
 
     Tracing takes long, and most functions are not in a program at any of its many shapes.
     """
     pattern = _pattern(trace, entry, variant, (2,) * rank, dtype)
     if pattern is None:  # it may take other sizes
-        return frozenset()
-    return frozenset(e.primitive for e in pattern.equations if not e.is_view)
+        return _Needs()
+    anywhere = frozenset(e.primitive for e in pattern.equations if not e.is_view)
+    met = _met(pattern.program.parameters[0], _readers(pattern.equations))
+    return _Needs(anywhere, met & anywhere)
+
+
+def _readers(equations: Iterable[Equation]) -> dict[Value, list[Equation]]:
+    readers: dict[Value, list[Equation]] = {}
+    for e in equations:
+        for value in dict.fromkeys(e.inputs):
+            readers.setdefault(value, []).append(e)
+    return readers
+
+
+def _met(value: Value, readers: Mapping[Value, Sequence[Equation]]) -> frozenset[Any]:
+    """The primitives that read a value, be it through views, which count as well."""
+    met, ahead, seen = set(), [value], {value}
+    while ahead:
+        for e in readers.get(ahead.pop(), ()):
+            met.add(e.primitive)
+            if e.is_view:
+                ahead += [v for v in e.outputs if v not in seen]
+                seen.update(e.outputs)
+    return frozenset(met)
 
 
 class _Matcher:
@@ -90,10 +119,7 @@ class _Matcher:
         self.equations = list(equations)
         self.constants = recorder.constants
         self.producers = {v: e for e in equations for v in e.outputs}
-        self.readers: dict[Value, list[Equation]] = {}
-        for e in equations:
-            for value in dict.fromkeys(e.inputs):
-                self.readers.setdefault(value, []).append(e)
+        self.readers = _readers(equations)
         self.used: set[Equation] = set()
 
     def find(self, pattern: _Pattern, x: Value) -> dict[Any, Any] | None:
@@ -213,12 +239,16 @@ def claim_functions(recorder: Recorder, trace: Trace) -> list[Equation]:
     matcher, equations = _Matcher(recorder), recorder.equations
     primitives = {e.primitive for e in equations}
     values = list(dict.fromkeys(v for e in equations for v in e.inputs if v.variable))
-    shapes = dict.fromkeys((v.shape, v.dtype) for v in values)
+    # What the values of every shape meet.
+    shapes: dict[Any, set[frozenset[Any]]] = {}
+    for v in values:
+        shapes.setdefault((v.shape, v.dtype), set()).add(_met(v, matcher.readers))
     patterns = []
     for entry in function_entries():
-        for shape, dtype in shapes:
+        for (shape, dtype), met in shapes.items():
             for variant in entry.variants_of(shape):
-                if not primitives.issuperset(_operations(trace, entry, variant, len(shape), dtype)):
+                needs = _needs(trace, entry, variant, len(shape), dtype)
+                if not primitives >= needs.anywhere or not any(m >= needs.first for m in met):
                     continue
                 pattern = _pattern(trace, entry, variant, shape, dtype)
                 if pattern and primitives.issuperset(e.primitive for e in pattern.equations):
