@@ -171,9 +171,7 @@ def contrastive():
         labels = jnp.arange(len(x))
         return (labelled(logits, labels) + labelled(logits.T, labels)) / 2
 
-    return Field(
-        lambda seed: Towers(jax.random.key(seed)), objective, *drawn(sample, held_out=64)
-    )
+    return Field(lambda seed: Towers(jax.random.key(seed)), objective, *drawn(sample, held_out=64))
 
 
 # Low-rank adapters of a network that does not move.
@@ -218,7 +216,9 @@ def adapters():
 
     spec = jax.tree.map(lambda _: False, parameters(0))
     spec = eqx.tree_at(
-        lambda m: [w for layer in m.layers for w in (layer.a, layer.b)], spec, replace_fn=lambda _: True
+        lambda m: [w for layer in m.layers for w in (layer.a, layer.b)],
+        spec,
+        replace_fn=lambda _: True,
     )
     return Field(parameters, objective, *drawn(clusters(16, 5)), trainable=spec)
 
