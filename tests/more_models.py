@@ -1,4 +1,4 @@
-"""Models as their fields write them, with losses of their own: what trains them instead of gradients.
+"""Models as their fields write them, with losses of their own, that projections train.
 
 Nothing in them is written for projections. Their data are drawn from seeds.
 """
