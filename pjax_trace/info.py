@@ -97,7 +97,6 @@ class Info(eqx.Module):
     steps: Int[Array, ""]
     finite: Bool[Array, ""]
     aux_arrays: tuple[Array, ...]
-    culprit: Int[Array, ""]
     names: tuple[str, ...] = eqx.field(static=True)
     loss_names: tuple[str, ...] = eqx.field(static=True)
     moved_names: tuple[str, ...] = eqx.field(static=True)

@@ -37,7 +37,7 @@ from pjax_trace.signature import (
 from pjax_trace.spaces import space_of
 from pjax_trace.trace import trace_program
 from pjax_trace.trainable import Leaf, closed, is_shape, opened
-from pjax_trace.update import Plan, run_update
+from pjax_trace.update import Plan, find_culprit, run_update
 
 __all__ = ["Projected"]
 
@@ -70,9 +70,9 @@ class Projected:
         self._structures: dict[Any, Any] = {}
         self._donate = donate
         self._has_aux = has_aux
-        buffers = (1, 2) if donate else ()
-        self._jitted = jax.jit(self._run, static_argnums=0, donate_argnums=buffers)
+        self._jitted = jax.jit(self._run, static_argnums=0, donate_argnums=(1, 2) if donate else ())
         self._jitted_once = jax.jit(self._run, static_argnums=0)
+        self._culprit = jax.jit(functools.partial(self._run, find=True), static_argnums=0)
 
     def __repr__(self) -> str:
         return f"project({self._name}, solver={self._plan.solver}, steps={self._plan.steps})"
@@ -355,10 +355,11 @@ class Projected:
         parameters, data = signature.arrays(leaves)
         try:
             if not self._donate:
-                return self._checked(signature, leaves, *jitted(signature, parameters, state, data))
+                done = jitted(signature, parameters, state, data)
+                return self._checked(signature, leaves, data, *done)
             with interrupts_wait() as pending:
                 done = jitted(signature, parameters, state, data)
-                new = self._checked(signature, leaves, *done)
+                new = self._checked(signature, leaves, data, *done)
             if pending:
                 raise Interrupted(new[0], new[1])
             return new
@@ -368,12 +369,12 @@ class Projected:
             raise
 
     def _checked(
-        self, signature: Signature, leaves: list[Any], moved: list[Any], state: State, info: Info
+        self, signature: Signature, leaves: Any, data: Any, moved: Any, state: State, info: Info
     ) -> tuple[Any, State, Info]:
-        """The result of an update, if it is finite."""
+        """The result of an update, if it is finite; what was not is looked for only then."""
         new = self._parameters_of(signature.replace(leaves, moved)[0])
         if _compat.is_known(info.finite) and not bool(info.finite):
-            culprit = info.suspects[int(info.culprit)]
+            culprit = info.suspects[int(self._culprit(signature, moved, state, data))]
             raise NonFiniteError(
                 f"NaN or infinity in {culprit}. The update was dropped; the last good parameters "
                 "are in this error's .params, the state in its .state. Check the data's scale, "
@@ -386,12 +387,14 @@ class Projected:
         return new, state, info
 
     def _run(
-        self, signature: Signature, parameters: list[Array], state: State, data: list[Any]
-    ) -> tuple[list[Array], State, Info]:
-        """One update, traced once per signature and compiled into one computation."""
+        self, signature: Signature, parameters: Any, state: State, data: Any, find: bool = False
+    ) -> Any:
+        """One update, traced once and compiled into one computation; or what was not finite."""
         rest: list[Any] = []
         pairs = list(map(as_pair, parameters))
         graph = self._graph(signature, pairs, data, rest)
         aux = Auxiliary(*rest) if self._has_aux else None
+        if find:
+            return find_culprit(self._plan, graph, signature, pairs, state, data)
         new, state, info = run_update(self._plan, graph, signature, aux, pairs, state, data)
         return signature.joined(new), state, info

@@ -1,7 +1,7 @@
 """One update: the steps of a solver, accelerations around them, and all of it or nothing."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +15,10 @@ from pjax_trace.info import Auxiliary, Info, State
 from pjax_trace.metric import Metric
 from pjax_trace.problem import Problem
 from pjax_trace.signature import Signature
-from pjax_trace.solver import Solver
+from pjax_trace.solver import Ending, Solver
 from pjax_trace.spaces import Space, space_of
 
-__all__ = ["Plan", "run_update"]
+__all__ = ["Plan", "find_culprit", "run_update"]
 
 
 class Plan(NamedTuple):
@@ -54,21 +54,11 @@ def run_update(
 ) -> tuple[list[Array], State, Info]:
     """New parameters and state, and what was done; the old ones if anything is not finite."""
     solver = plan.solver
-    base = _latent(plan, graph, parameters, state, data)
-    start: Sequence[Array] = base
-    for acceleration, memory in zip(plan.acceleration, state.memory, strict=True):
-        start = acceleration.start(memory, start)
-    problem = Problem.forward(graph, plan.metric, start, data, plan.product)
-    space = space_of(problem, copies=plan.copies)
-    if solver.gaps:
-        space.problem.prepare()
-        problem.prepare()
-    carry, history, steps = _iterate(plan, space)
-    ending = solver.ending(space, carry)
-    ends = list(ending.parameters)
+    base, start, space, history, steps, ending = _solved(plan, graph, parameters, state, data)
+    ends, problem = list(ending.parameters), space.original
     finite = _all_finite((*ends, history, ending.gaps, problem.losses))
-    suspects, find = _suspects(space, signature, start, history, ending.gaps, ends)
-    info = _info(problem, aux, solver, ending, history, steps, finite, suspects, find)
+    suspects = _suspects(space, signature)
+    info = _info(problem, aux, solver, ending, history, steps, finite, suspects)
     new: Sequence[Array] = ends
     kept = []
     for acceleration, memory in zip(plan.acceleration, state.memory, strict=True):
@@ -90,6 +80,50 @@ def run_update(
         (list(given), after),
     )
     return list(given), after, info
+
+
+def find_culprit(
+    plan: Plan,
+    graph: ConsensusGraph,
+    signature: Signature,
+    parameters: Sequence[Array],
+    state: State,
+    data: Sequence[Any],
+) -> Array:
+    """The number of the suspect that was not finite in an update that was dropped."""
+    _, start, space, history, _, ending = _solved(plan, graph, parameters, state, data)
+    problem = space.original
+    before = [*start, *(x for _, x in _floating(signature, problem.inputs))]
+    before += [problem.start[c.out] for c in graph.constraints if c.out is not None]
+    before += [*problem.losses]
+    # The first step that went wrong, and in it the constraint that was projected first.
+    bad = ~jnp.isfinite(jnp.concatenate([history, ending.gaps[None]]))
+    early = bad[jnp.argmax(jnp.any(bad, 1))][np.array(_order(space), int)]
+    flags = [
+        jnp.array([~_all_finite((x,)) for x in arrays]) for arrays in (before, ending.parameters)
+    ]
+    return jnp.argmax(jnp.concatenate([flags[0], early, flags[1]])).astype(jnp.int32)
+
+
+def _solved(
+    plan: Plan,
+    graph: ConsensusGraph,
+    parameters: Sequence[Array],
+    state: State,
+    data: Sequence[Any],
+) -> tuple[Sequence[Array], Sequence[Array], Space, Array, Array, Ending]:
+    """The last end and the start of an update, what was solved, and how it went."""
+    base = _latent(plan, graph, parameters, state, data)
+    start: Sequence[Array] = base
+    for acceleration, memory in zip(plan.acceleration, state.memory, strict=True):
+        start = acceleration.start(memory, start)
+    problem = Problem.forward(graph, plan.metric, start, data, plan.product)
+    space = space_of(problem, copies=plan.copies)
+    if plan.solver.gaps:
+        space.problem.prepare()
+        problem.prepare()
+    carry, history, steps = _iterate(plan, space)
+    return base, start, space, history, steps, plan.solver.ending(space, carry)
 
 
 def _latent(
@@ -150,7 +184,6 @@ def _info(
     steps: Array,
     finite: Array,
     suspects: tuple[str, ...],
-    find: Callable[[], Array],
 ) -> Info:
     """What there is to say of an update."""
     graph = problem.graph
@@ -176,7 +209,6 @@ def _info(
         finite=finite,
         aux_arrays=tuple(_as_returned(problem.auxiliary, aux)),
         auxiliary=aux,
-        culprit=jax.lax.cond(finite, lambda: jnp.zeros((), jnp.int32), find),
         names=tuple(constraints[i].name for i in having),
         loss_names=tuple(c.name for c in graph.losses),
         moved_names=tuple(constraints[i].name for i in moving),
@@ -202,49 +234,27 @@ def _as_returned(arrays: Sequence[Array], aux: Auxiliary | None) -> list[Array]:
     return [back(x, s.dtype) for x, s in zip(arrays, shapes, strict=True)]
 
 
-def _suspects(
-    space: Space,
-    signature: Signature,
-    parameters: Sequence[Array],
-    history: Array,
-    gaps: Array,
-    ends: Sequence[Array],
-) -> tuple[tuple[str, ...], Callable[[], Array]]:
-    """What may turn out not to be finite, the likeliest cause first, and which one it was."""
+def _suspects(space: Space, signature: Signature) -> tuple[str, ...]:
+    """What may turn out not to be finite, the likeliest cause first."""
     problem, graph = space.original, space.original.graph
-    arrays = [
-        (f"parameter {n}", x) for n, x in zip(signature.parameter_names, parameters, strict=True)
-    ]
-    arrays += [
-        (f"data argument {n}", x)
-        for n, x in zip(signature.data_names, problem.inputs, strict=True)
-        if jnp.issubdtype(x.dtype, jnp.inexact)
-    ]
-    arrays += [
-        (f"the forward pass of {c.label}", problem.start[c.out])
-        for c in graph.constraints
-        if c.out is not None
-    ]
-    arrays += [(c.label, x) for c, x in zip(graph.losses, problem.losses, strict=True)]
-    updates = [
-        (f"the update of {n}", x) for n, x in zip(signature.parameter_names, ends, strict=True)
-    ]
-    number = {c.name: i for i, c in enumerate(graph.constraints)}
-    order = [number[c.name] for group in space.groups for c in group if isinstance(c, Constraint)]
-    steps = [f"the projection onto {graph.constraints[i].label}" for i in order]
-    names = (*(name for name, _ in arrays), *steps, *(name for name, _ in updates))
+    names = [f"parameter {n}" for n in signature.parameter_names]
+    names += [f"data argument {n}" for n, _ in _floating(signature, problem.inputs)]
+    names += [f"the forward pass of {c.label}" for c in graph.constraints if c.out is not None]
+    names += [c.label for c in graph.losses]
+    names += [f"the projection onto {graph.constraints[i].label}" for i in _order(space)]
+    return (*names, *(f"the update of {n}" for n in signature.parameter_names))
 
-    def find() -> Array:
-        # The first step that went wrong, and in it the constraint that was projected first.
-        bad = ~jnp.isfinite(jnp.concatenate([history, gaps[None]]))
-        early = bad[jnp.argmax(jnp.any(bad, 1))][np.array(order, int)]
-        before, after = (
-            [jnp.logical_not(_all_finite((x,))) for _, x in group] for group in (arrays, updates)
-        )
-        flags = jnp.concatenate([jnp.stack(before), early, jnp.stack(after)])
-        return jnp.argmax(flags).astype(jnp.int32)
 
-    return names, find
+def _floating(signature: Signature, inputs: Sequence[Any]) -> list[tuple[str, Array]]:
+    """The data that may not be finite."""
+    named = zip(signature.data_names, inputs, strict=True)
+    return [(n, x) for n, x in named if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+
+def _order(space: Space) -> list[int]:
+    """The numbers of the constraints, in the order in which they are projected."""
+    number = {c.name: i for i, c in enumerate(space.original.graph.constraints)}
+    return [number[c.name] for group in space.groups for c in group if isinstance(c, Constraint)]
 
 
 def _all_finite(arrays: Sequence[Array]) -> Bool[Array, ""]:
