@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -18,7 +19,7 @@ from pjax_trace.rules.closed_forms import (
     nearest_square,
 )
 from pjax_trace.rules.curves import EXP, LOG, LOGISTIC, TANH, Curve, nearest_on_curve
-from pjax_trace.translation import Outcome, Project, Refusal, Rewrite, Translation
+from pjax_trace.translation import Outcome, Project, Refusal, Rewrite, Translation, rewriting
 
 __all__ = ["CURVES", "REFUSED", "Elementwise", "curve_rule"]
 
@@ -238,3 +239,34 @@ for name, (reason, arity) in REFUSED.items():
         function = getattr(lax, {"regularized_incomplete_beta_p": "betainc"}.get(name, name[:-2]))
         case = Case(function, ((2,),) * arity, 0.1, 1.0)
         register_rule(getattr(lax, name), Refusal(reason), cases=[case])
+
+
+def _horner(x: Array, *coefficients: Array) -> Array:
+    """``a_0 + x (a_1 + x (a_2 + …))``."""
+    *others, total = coefficients
+    for coefficient in reversed(others):
+        total = total * x + coefficient
+    return jnp.broadcast_to(total, x.shape)
+
+
+# Newer JAX has primitives for what older JAX writes out.
+for _name, _function, _case in (
+    ("log2_p", lambda x: lax.log(x) * (1 / math.log(2)), Case(jnp.log2, ((3,),), 0.5, 2.0)),
+    (
+        "one_minus_square_p",
+        lambda x: 1 - lax.square(x),
+        Case(jax.grad(lambda x: jnp.sum(jnp.tanh(x))), ((3,),)),
+    ),
+    (
+        "polynomial_p",
+        _horner,
+        Case(lambda x: jnp.polyval(jnp.asarray([0.5, -1, 2], x.dtype), x), ((3,),)),
+    ),
+):
+    if hasattr(lax, _name):
+        register_rule(
+            getattr(lax, _name),
+            rewriting(lambda params, _, function=_function: function, "elementwise"),
+            cases=[_case],
+            since="0.12",
+        )

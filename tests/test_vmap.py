@@ -85,7 +85,11 @@ def test_what_it_becomes(case):
     xs = arguments(case)
     goals = targets(case, xs)
     alone = outcome(case.function, *one_of((xs, goals), 0))
-    assert outcome(jax.vmap(case.function), xs, goals) == alone
+    try:
+        together = outcome(jax.vmap(case.function), xs, goals)
+    except NotImplementedError as error:  # of JAX
+        pytest.skip(str(error))
+    assert together == alone
 
 
 def one_of(batch, number):
