@@ -1,5 +1,6 @@
 """What every test runs under: fixed examples, strict promotion, a data folder if there is one."""
 
+import collections
 import importlib.metadata
 import os
 
@@ -22,6 +23,18 @@ hypothesis.settings.load_profile("same")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of the cases of each test in a file of ``thinned(n)``, one in n is run, and all by -m slow."""
+    seen = collections.Counter()
+    for item in items:
+        thinned = item.get_closest_marker("thinned")
+        if thinned is not None:
+            if seen[item.location[0], item.originalname] % thinned.args[0]:
+                item.add_marker(pytest.mark.slow)
+            seen[item.location[0], item.originalname] += 1
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import pjax_trace as pjax
 from pjax_trace import losses
 from tests.learning import CLASSICAL, cosines, fractions, normal
 
+pytestmark = pytest.mark.thinned(6)
+
 X = normal(0, 12, 3)
 IMAGES = normal(1, 4, 1, 6, 6)
 

@@ -9,6 +9,8 @@ from jax import lax
 import pjax_trace as pjax
 from pjax_trace import losses
 
+pytestmark = pytest.mark.thinned(4)
+
 X = jax.random.normal(jax.random.key(0), (6, 4))
 Y = jax.random.normal(jax.random.key(1), (6, 2))
 W = jax.random.normal(jax.random.key(2), (4, 2))

@@ -8,6 +8,8 @@ import pjax_trace as pjax
 
 from .models import FIELDS
 
+pytestmark = pytest.mark.thinned(4)
+
 # Those that take longest to compile.
 SLOW = {"S4D", "GPT", "FNO", "physics-informed"}
 

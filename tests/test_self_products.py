@@ -9,6 +9,8 @@ import pjax_trace as pjax
 from pjax_trace import losses
 from tests.learning import CLASSICAL, cosines, fractions, normal
 
+pytestmark = pytest.mark.thinned(7)
+
 E, SQUARE, X = 0.7 * normal(3, 6, 4), 0.5 * normal(5, 3, 3), normal(0, 8, 3)
 SOURCE, TARGET = jnp.array([0, 1, 2, 3, 4, 0]), jnp.array([1, 2, 3, 4, 5, 3])
 

@@ -10,6 +10,8 @@ import pjax_trace as pjax
 from pjax_trace import losses
 from tests.learning import CLASSICAL, fractions, normal
 
+pytestmark = pytest.mark.thinned(7)
+
 # The first rows are zero, so that hidden variables are exactly zero there.
 X = normal(0, 12, 3).at[:3].set(0.0)
 GAPS = X.at[5].set(jnp.nan).at[6, 1].set(jnp.inf)
