@@ -27,7 +27,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of the cases of each test in a file of ``thinned(n)``, one in n is run, and all by -m slow."""
+    """Of the cases of each test that is thinned(n), all but one in n are slow."""
     seen = collections.Counter()
     for item in items:
         thinned = item.get_closest_marker("thinned")

@@ -21,7 +21,7 @@ LAYOUTS = {
         "reduction_input_size_override"
     ): "approx_top_k",
     "broadcast_dimensions shape sharding": "broadcast_in_dim",
-    "accuracy": "cbrt cos exp exp2 expm1 log log1p logistic rsqrt sin sqrt tan tanh",
+    "accuracy": "cbrt cos exp exp2 expm1 log log1p log2 logistic rsqrt sin sqrt tan tanh",
     "dimension": "concatenate",
     "input_dtype": "conj",
     (

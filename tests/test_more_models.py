@@ -11,7 +11,10 @@ import pjax_trace as pjax
 from .more_models import FIELDS
 
 # Those of others are written for JAX's own promotion.
-pytestmark = pytest.mark.usefixtures("loose_promotion", "loose_ranks")
+pytestmark = [
+    pytest.mark.usefixtures("loose_promotion", "loose_ranks"),
+    pytest.mark.thinned(4),
+]
 CLASSICAL = {"solver": pjax.AlternatingProjections(momentum=0.9), "steps": 20}
 
 

@@ -160,6 +160,7 @@ OBJECTIVES = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_objectives(name):
     """The nodes that are found; the value; moves downhill; and that it is learned."""
