@@ -24,7 +24,7 @@ def real(*shape, scale=1.0):
     return jnp.asarray(scale * RANDOM.normal(size=shape), jnp.float32)
 
 
-SOURCES, TARGETS = (RANDOM.integers(0, NODES, EDGES) for _ in range(2))
+SOURCES, TARGETS = (RANDOM.integers(0, NODES, EDGES, np.int32) for _ in range(2))
 GROUPS = jnp.array([2, 0, 4], jnp.int32)
 
 
