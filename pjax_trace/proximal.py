@@ -100,7 +100,7 @@ class ObjectiveRule(Rule):
             v.shape == root.shape for e in region.equations for v in e.outputs
         )
         if not alike or not all(map(pointwise, region.equations)):
-            return Joint(region, _parts(region))
+            return Joint(region)
         return Quadratic(region) if _is_quadratic(region) else Elementwise(region)
 
     @property
@@ -235,20 +235,17 @@ class Elementwise(ObjectiveRule):
         return [jnp.where(counts, minimise_elements(function, goal, omega), goal)]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Joint(ObjectiveRule):
-    """Any other function of the roots: Newton's method in a trust region, to a local minimum.
-
-    Args:
-        region: the equations.
-        parts: how many there are along the first axis that have nothing to do with each other.
-    """
-
-    parts: int = 1
+    """Any other function of the roots: Newton's method in a trust region, to a local minimum."""
 
     exactness = "to 1e-4, local"
     coupled = True
     shifts = False
+
+    @functools.cached_property
+    def parts(self) -> int:
+        """How many parts there are along the first axis that have nothing to do with each other."""
+        return _parts(self.region)
 
     def minimum(
         self, lams: Arrays, goals: Arrays, omegas: Sequence[Any], data: Arrays

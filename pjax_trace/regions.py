@@ -200,17 +200,17 @@ class Regions:
             data = [v.dtype for v in e.inputs if not v.variable]
             same = x.shape == e.outputs[0].shape
             if same and is_quadratic(_split(e), data, x.dtype):
-                root, equations = self.in_front(x, e.outputs[0].shape)
+                root, equations = self._in_front(x, e.outputs[0].shape)
                 found.append((None, root, [*equations, e]))
         for kind in loss_nodes():
             own = kind.recognise(e, self.producers)
             if own is not None:
                 x, inner = own
-                root, equations = self.in_front(x, x.shape)
+                root, equations = self._in_front(x, x.shape)
                 found.append((kind, root, [*equations, *inner]))
         return found
 
-    def in_front(self, x: Value, shape: tuple[int, ...]) -> tuple[Value, list[Equation]]:
+    def _in_front(self, x: Value, shape: tuple[int, ...]) -> tuple[Value, list[Equation]]:
         """What a value is that constants may be added to, and the equations that add them."""
         equations: list[Equation] = []
         while not self.is_layer(x):
