@@ -23,7 +23,7 @@ from pjax_trace.rule import Request
 from pjax_trace.systems import Columns, Element, Named, Reader, bias_columns, weight_columns
 from pjax_trace.view import Variable, View
 
-__all__ = ["Asked", "ask", "go_back"]
+__all__ = ["Asked", "ask", "elements", "go_back"]
 
 Names = Mapping[Variable, Named | None]
 
@@ -110,7 +110,7 @@ def _layer(
             j = jacobians[i]
             readers = jnp.broadcast_to(jnp.asarray(j.readers, answers[i].dtype), answers[i].shape)
             said = answers[i], j.squares(), readers
-            asked.elements.extend(_elements(problem, view, said, j.fan, label))
+            asked.elements.extend(elements(problem, view, said, j.fan, label))
     return asked
 
 
@@ -155,7 +155,7 @@ def _named(problem: Problem, view: View, names: Names) -> Named | None:
     return Named(known.variable, index, scale)
 
 
-def _elements(
+def elements(
     problem: Problem, view: View, said: Sequence[Array], fan: int, label: Constraint
 ) -> list[Element]:
     """What is said of an operand, of the parameters that it is made of."""
@@ -225,7 +225,7 @@ def _loop(
         total = jnp.sum(residual, 0) if i < first else residual
         if i in own:
             ones = jnp.ones_like(total)
-            outside.elements.extend(_elements(problem, view, (total, ones, ones), 1, label))
+            outside.elements.extend(elements(problem, view, (total, ones, ones), 1, label))
         else:
             ask(problem, residuals, view, total)
     places = {v: i for i, v in inputs.items()}
@@ -235,7 +235,7 @@ def _loop(
         view = views[i]
         assert isinstance(view, View)
         said = [jnp.sum(x, 0) if i < first else x for x in (e.gradient, e.square, e.readers)]
-        outside.elements.extend(_elements(problem, view, said, e.fan, label))
+        outside.elements.extend(elements(problem, view, said, e.fan, label))
     return outside
 
 

@@ -82,11 +82,6 @@ class Loss(Constraint):
         assert isinstance(scale, Value)
         return scale
 
-    @property
-    def penalty(self) -> bool:
-        """Whether it is of parameters alone."""
-        return all(base.parameter for _, view in self.reads for base in view.bases)
-
 
 class Membership(Constraint):
     """An output constraint that requires its first operand to lie in a set."""
@@ -132,9 +127,24 @@ class ConsensusGraph:
         return tuple(c for c in self.constraints if isinstance(c, Loss))
 
     @functools.cached_property
+    def penalties(self) -> frozenset[Loss]:
+        """The losses of parameters alone, unless data say which of their elements.
+
+        Those that data look up, such as the codes nearest to samples, are asked by samples.
+        """
+        known = self.program.known
+        return frozenset(
+            c
+            for c in self.losses
+            if all(b.parameter for _, view in c.reads for b in view.bases)
+            and not any(view.looks_up(known) for _, view in c.reads)
+        )
+
+    @functools.cached_property
     def rows(self) -> int:
         """Of how many samples the losses are, penalties on parameters apart; 0 without losses."""
-        sizes, some = self.program.objective.sizes, [c for c in self.losses if not c.penalty]
+        sizes, penalties = self.program.objective.sizes, self.penalties
+        some = [c for c in self.losses if c not in penalties]
         return max((sizes[c.scale].rows for c in some or self.losses), default=0)
 
     @functools.cached_property

@@ -41,7 +41,7 @@ def answer(
     weights: list[Any] = [None] * len(operands)
     for i, view in c.reads:
         weights[i] = functools.reduce(_larger, (weight_of[b] for b in view.bases)) / strength
-    if isinstance(c, Loss) and c.rule.coupled and not c.penalty:
+    if isinstance(c, Loss) and c.rule.coupled and c not in problem.graph.penalties:
         return _against_gradient(c, operands, weights)
     projection = c.rule.project(c.params, operands, None, Weights(tuple(weights), None))
     moments = {i: m for i, _ in c.reads if (m := projection.moments[i]) is not None}
@@ -155,7 +155,7 @@ def relative_scales(problem: Problem) -> dict[Constraint, Array]:
     graph = problem.graph
     sizes, own = graph.program.objective.sizes, {c: problem.data[c.scale] for c in graph.losses}
     weights, means = [], []
-    for c in [c for c in graph.losses if not c.penalty] or graph.losses:
+    for c in [c for c in graph.losses if c not in graph.penalties] or graph.losses:
         terms = jnp.abs(own[c].reshape(-1)[: sizes[c.scale].terms])
         weights.append(wide(jnp.sum(terms)))
         means.append(weights[-1] / jnp.maximum(1, wide(jnp.sum(terms > 0))))

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from pjax_trace.acceleration import Acceleration, Averaging, Momentum, rms
-from pjax_trace.backward import ask, go_back
+from pjax_trace.backward import ask, elements, go_back
 from pjax_trace.errors import check_positive
 from pjax_trace.feasible import onto_sets, parameter_sets
 from pjax_trace.graph import ConsensusGraph, Constraint, Loss, Membership
@@ -201,11 +201,12 @@ class Sweep(Solver):
         # All that is not along the last axis of what an output constraint reads.
         rows = graph.rows or sum(math.prod(c.shapes[0][:-1]) for c in outputs) or 1
         scales = relative_scales(problem)
-        penalties = [c for c in outputs if isinstance(c, Loss) and c.penalty]
+        penalties = [c for c in graph.losses if c in graph.penalties]
         moves: dict[Variable, Array] = {}
         distances: dict[Constraint, Array] = {}
         residuals: dict[Variable, Array] = {}
         direct: dict[Edge, Moment] = {}
+        looked_up: list[Element] = []
         answers: dict[Constraint, Answer] = {}
         asked_in_all = wide(0.0)
         for c in [c for c in outputs if c not in penalties]:
@@ -215,9 +216,13 @@ class Sweep(Solver):
             for i, view in c.reads:
                 length = wide(jnp.sum(jnp.square(said.asked[i])))
                 distances[c] = distances[c] + length
-                if all(base.parameter for base in view.bases):
-                    # What is said of parameters themselves is no matter of rows: it is done.
+                if all(base.parameter for base in view.bases) and not isinstance(c, Loss):
+                    # What sets say of parameters themselves is no matter of rows: it is done.
                     direct[c, i] = said.moments[i]
+                elif all(base.parameter for base in view.bases):
+                    ones = jnp.ones_like(said.asked[i])
+                    looked_up += elements(problem, view, (said.asked[i], ones, ones), 1, c)
+                    asked_in_all = asked_in_all + length
                 else:
                     ask(problem, residuals, view, said.asked[i])
                     asked_in_all = asked_in_all + length
@@ -225,7 +230,7 @@ class Sweep(Solver):
             moves[variable] = value - problem.start[variable]
         names = {v: Named(v, Index.of(v.shape)) for v in graph.parameters}
         asked = go_back(problem, residuals, names, self.reach)
-        joined, single = systems(asked.readers, asked.elements)
+        joined, single = systems(asked.readers, [*asked.elements, *looked_up])
         solved = [self._solve_system(system, rows, weight_of) for system in joined]
         solved += [self._solve_element(e, problem.start, rows, weight_of) for e in single]
         factor, enough = wide(1.0), min(1, rows / _ENOUGH_ROWS)

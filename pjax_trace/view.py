@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -147,6 +147,16 @@ class View:
     def uniform(self) -> bool:
         """Whether it multiplies all elements by one number, if by any."""
         return all(e.affine.uniform for e in self.equations)
+
+    def looks_up(self, known: Collection[Value]) -> bool:
+        """Whether data that are not ``known`` while tracing say which elements it reads."""
+        made = {base.value for base in self.bases}
+        for e in self.equations:
+            indices = (v for v in e.inputs if v not in made and v not in known)
+            if not e.affine.total and any(jnp.issubdtype(v.dtype, jnp.integer) for v in indices):
+                return True
+            made.update(e.outputs)
+        return False
 
     @functools.cached_property
     def layout(self) -> Layout | None:

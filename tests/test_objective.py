@@ -512,3 +512,25 @@ def test_an_objective_beside_sets():
         w, state, info = train.update(w, state)
     np.testing.assert_allclose(jnp.linalg.norm(w), 1.0, atol=1e-5)
     assert info.value < function(jnp.zeros(5))
+
+
+def test_a_loss_of_parameters_that_data_look_up_is_asked_by_samples():
+    """Codes are trusted to move as far as an embedding is, not all the way to few samples."""
+    codes, index = jnp.eye(8, 3), jnp.array([0, 2, 2, 5])
+
+    def looked_up(codes, index, z):
+        return jnp.mean((codes[index] - z) ** 2)
+
+    def fixed(codes, z):
+        return jnp.mean((codes[jnp.array([0, 2, 2, 5])] - z) ** 2)
+
+    z = 3.0 + jnp.arange(12.0).reshape(4, 3)
+    graph = pjax.project(looked_up).trace(codes, index, z)
+    assert not graph.penalties and graph.rows == 4
+    assert pjax.project(fixed).trace(codes, z).penalties
+    train = pjax.project(looked_up, solver=pjax.Sweep(trust=0.01))
+    new, _, _ = train.update(codes, train.init(codes), index, z)
+    moved = jnp.linalg.norm(new - codes, axis=1)
+    assert jnp.all((moved > 0) == jnp.array([True, False, True, False, False, True, False, False]))
+    assert jnp.sqrt(jnp.mean((new - codes) ** 2)) <= 0.01 * jnp.sqrt(2) * 1.001
+    assert jnp.all((new - codes)[index] * (z - codes[index]) > 0)
