@@ -1,7 +1,7 @@
 """Regularised least squares, exactly or from a low rank: what a sweep solves for every layer."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +13,21 @@ from jaxtyping import Array, Float
 from pjax_trace import _compat
 from pjax_trace.linear import Implicit, Made, Matrix
 
-__all__ = ["Ridge", "solve_ridge"]
+__all__ = ["LeastSquares", "Ridge", "solve_ridge", "solve_ridges"]
 
 _ROWS, _ROWS_PER_COLUMN = 1024, 4  # to estimate XᵀX from, whichever is more
+_SMALL, _SMALLEST = 64, 16  # the sizes of matrices that are factored together
+
+# It yields positive definite matrices, and is sent the inverses of their Cholesky factors.
+_Solver = Generator[Array, Array, tuple[Array, Array]]
+
+
+class LeastSquares(NamedTuple):
+    """A problem: matrices side by side, the right side, and how many rows are meant (None: all)."""
+
+    matrices: Sequence[Matrix]
+    target: Float[Array, "rows features"]
+    count: Any = None
 
 
 class Ridge(NamedTuple):
@@ -32,9 +44,17 @@ def solve_ridge(
     rank: int | None = None,
     count: Any = None,
 ) -> Ridge:
+    """The solution of one problem, see `solve_ridges`."""
+    return solve_ridges([LeastSquares(matrices, target, count)], damping, rank)[0]
+
+
+def solve_ridges(
+    problems: Sequence[LeastSquares], damping: float, rank: int | None = None
+) -> list[Ridge]:
     """``(XᵀX + ω I)⁻¹ Xᵀ T`` with ``ω = damping · tr(XᵀX) / count``, X the matrices side by side.
 
-    Exact on the smaller side of X by Cholesky, or with approximations of XᵀX (of no other part):
+    Exact on the smaller side of X by Cholesky, or, if no side is small, with approximations of XᵀX
+    (of no other part):
 
     * Where ω is above its mean eigenvalue, which is where ``rows < damping · columns``, only its
       few large eigenvalues matter. It is replaced by its Nyström approximation of a rank, from
@@ -45,56 +65,96 @@ def solve_ridge(
       what makes it near. Implicit matrices are not made then.
 
     Args:
-        matrices: with equal rows.
-        target: the right side.
+        problems: each with matrices of equal rows.
         damping: not negative.
         rank: of the approximation; None to be exact everywhere, from all rows.
-        count: how many rows are meant, if not all of them; some may stand for others.
 
     Returns:
-        The solution.
+        The solutions.
 
     References:
         Z. Frangella, J. Tropp, M. Udell, Randomized Nyström preconditioning, SIAM J. Matrix Anal.
         Appl. 44 (2023), algorithm 2.1 and eq. 1.4; without eigenvectors, which only its analysis
         needs.
     """
-    dtype = target.dtype
-    wide = _compat.promoted(dtype, jnp.float32)  # for LAPACK, and for sums
-    matrices, target = jax.tree.map(lambda x: x.astype(wide), (list(matrices), target))
+    found = _side_by_side([_solver(problem, damping, rank) for problem in problems])
+    ridges = []
+    for problem, (solution, gains) in zip(problems, found, strict=True):
+        dtype, sizes = problem.target.dtype, [m.shape[1] for m in problem.matrices]
+        parts = jnp.split(solution, np.cumsum(sizes)[:-1])
+        ridges.append(Ridge([part.astype(dtype) for part in parts], gains.astype(dtype)))
+    return ridges
+
+
+def _side_by_side(solvers: Sequence[_Solver]) -> list[tuple[Array, Array]]:
+    """What solvers return; the matrices that they yield at a time are factored together.
+
+    One factorisation of a stack of matrices takes XLA as long to compile as that of one.
+    """
+    found: dict[int, tuple[Array, Array]] = {}
+    sent: dict[int, Array | None] = dict.fromkeys(range(len(solvers)))
+    while sent:
+        asked: dict[tuple[int, Any], dict[int, Array]] = {}
+        for i, answer in sent.items():
+            try:
+                matrix = next(solvers[i]) if answer is None else solvers[i].send(answer)
+            except StopIteration as end:
+                found[i] = end.value
+                continue
+            size = max(_SMALLEST, 1 << (len(matrix) - 1).bit_length())
+            asked.setdefault((size, matrix.dtype), {})[i] = matrix
+        sent = {}
+        for (size, _), own in asked.items():
+            stack = jnp.stack([_filled_up(matrix, size) for matrix in own.values()])
+            inverses = _inverse_of_triangle(lax.linalg.cholesky(stack))
+            for (i, matrix), inverse in zip(own.items(), inverses, strict=True):
+                sent[i] = inverse[: len(matrix), : len(matrix)]
+    return [found[i] for i in range(len(solvers))]
+
+
+def _filled_up(matrix: Array, size: int) -> Array:
+    """A matrix in the corner of a larger one, which is a unit matrix elsewhere."""
+    more = size - len(matrix)
+    if not more:
+        return matrix
+    ones = jnp.diag(jnp.asarray(np.arange(size) >= len(matrix), matrix.dtype))
+    return jnp.pad(matrix, (0, more)) + ones
+
+
+def _solver(problem: LeastSquares, damping: float, rank: int | None) -> _Solver:
+    """The solver of one problem."""
+    wide = _compat.promoted(problem.target.dtype, jnp.float32)  # for LAPACK, and for sums
+    matrices, target = jax.tree.map(
+        lambda x: x.astype(wide), (list(problem.matrices), problem.target)
+    )
     parts = [m if isinstance(m, Implicit) else Made(m) for m in matrices]
-    sizes = [m.shape[1] for m in parts]
-    rows, columns = len(target), sum(sizes)
+    rows, columns, count = len(target), sum(m.shape[1] for m in parts), problem.count
     squares = jnp.concatenate([m.squares() for m in parts])
     trace = jnp.sum(squares)
     trace = jnp.where(trace > 0, trace, 1)
     ridge = damping * trace / (rows if count is None else jnp.asarray(count, trace.dtype))
     enough = rows if rank is None else max(_ROWS, _ROWS_PER_COLUMN * columns)
-    if rank is not None and rank < columns and rows <= damping * columns:
-        solution, gains = _of_low_rank([m.made() for m in parts], target, ridge, trace, rank)
-    elif enough < rows:
-        solution, gains = _of_a_sample(parts, target, ridge, squares, enough)
-    else:
-        matrix = jnp.concatenate([m.made() for m in parts], 1)
-        solution, gains = _on_the_smaller_side(matrix, target, ridge)
-    steps = [part.astype(dtype) for part in jnp.split(solution, np.cumsum(sizes)[:-1])]
-    return Ridge(steps, gains.astype(dtype))
+    large = rank is not None and min(rows, columns) > max(rank, _SMALL)
+    if large and rank is not None and rows <= damping * columns:
+        return _of_low_rank([m.made() for m in parts], target, ridge, trace, rank)
+    if enough < rows:
+        return _of_a_sample(parts, target, ridge, squares, enough)
+    return _on_the_smaller_side(jnp.concatenate([m.made() for m in parts], 1), target, ridge)
 
 
-def _on_the_smaller_side(matrix: Array, target: Array, ridge: Array) -> tuple[Array, Array]:
+def _on_the_smaller_side(matrix: Array, target: Array, ridge: Array) -> _Solver:
     """The solution, and its gains, which come out of what is solved with: no product is made."""
     rows, columns = matrix.shape
     if columns <= rows:
-        return _of_gram(matrix.T @ matrix, matrix.T @ target, ridge)
-    gram = matrix @ matrix.T + ridge * jnp.eye(rows, dtype=ridge.dtype)
-    multiplier = _cholesky_solve(gram, target)
+        return (yield from _of_gram(matrix.T @ matrix, matrix.T @ target, ridge))
+    multiplier = yield from _damped_solve(matrix @ matrix.T, target, ridge)
     met = target - ridge * multiplier
     return matrix.T @ multiplier, jnp.sum(target * met, 0)
 
 
 def _of_a_sample(
     parts: Sequence[Implicit], target: Array, ridge: Array, squares: Array, enough: int
-) -> tuple[Array, Array]:
+) -> _Solver:
     """What ``enough`` rows say of XᵀX, with its diagonal ``squares``; all else of all rows."""
     # Not one row in so many: it would meet the same pixels of all images.
     chosen = np.sort(np.random.default_rng(0).choice(len(target), enough, replace=False))
@@ -104,17 +164,27 @@ def _of_a_sample(
     scale = jnp.sqrt(jnp.where(seen > 0, squares / jnp.where(seen > 0, seen, 1), 0))
     unseen = jnp.diag(jnp.where(seen > 0, 0, squares))
     gram = scale[:, None] * (sample.T @ sample) * scale[None] + unseen
-    return _of_gram(gram, jnp.concatenate([m.transposed_times(target) for m in parts]), ridge)
+    right = jnp.concatenate([m.transposed_times(target) for m in parts])
+    return (yield from _of_gram(gram, right, ridge))
 
 
-def _of_gram(gram: Array, right: Array, ridge: Array) -> tuple[Array, Array]:
-    solution = _cholesky_solve(gram + ridge * jnp.eye(len(gram), dtype=ridge.dtype), right)
+def _of_gram(gram: Array, right: Array, ridge: Array) -> _Solver:
+    solution = yield from _damped_solve(gram, right, ridge)
     return solution, jnp.sum(right * solution, 0)
+
+
+def _damped_solve(matrix: Array, right: Array, ridge: Array) -> Generator[Array, Array, Array]:
+    """``(M + ω I)⁻¹ right`` of a positive semidefinite M."""
+    damped = matrix + ridge * jnp.eye(len(matrix), dtype=ridge.dtype)
+    if len(matrix) > _SMALL:
+        return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(damped), right)
+    inverse = yield damped
+    return inverse.T @ (inverse @ right)
 
 
 def _of_low_rank(
     matrices: Sequence[Array], target: Array, ridge: Array, trace: Array, rank: int
-) -> tuple[Array, Array]:
+) -> _Solver:
     """``Xᵀ (T − S Z) / ω``: what the large eigenvalues change is taken off the right side."""
     columns = sum(m.shape[1] for m in matrices)
     eps = float(jnp.finfo(target.dtype).eps)
@@ -124,10 +194,11 @@ def _of_low_rank(
     seen = _times(matrices, test)
     # Without a shift the core would be singular to rounding; it is nothing beside the ridge.
     sketch = _transposed_times(matrices, seen) + 10 * rank * eps / columns * trace * test
-    factor = _inverse_of_triangle(lax.linalg.cholesky(test.T @ sketch)).T
+    factor = (yield test.T @ sketch).T
     root = sketch @ factor  # root rootᵀ ≈ XᵀX, and root ≈ Xᵀ seen factor
     inner = root.T @ root + ridge * jnp.eye(rank, dtype=root.dtype)
-    large = _inverse(inner) @ (_times(matrices, root).T @ target)
+    inverse = yield inner
+    large = inverse.T @ (inverse @ (_times(matrices, root).T @ target))
     solution = _transposed_times(matrices, (target - (seen @ factor) @ large) / ridge)
     # Tᵀ X dW = dWᵀ (XᵀX + ω I) dW
     gains = ridge * jnp.sum(jnp.square(solution), 0) + jnp.sum(jnp.square(root.T @ solution), 0)
@@ -143,17 +214,8 @@ def _transposed_times(matrices: Sequence[Array], x: Array) -> Array:
     return jnp.concatenate([m.T @ x for m in matrices])
 
 
-def _cholesky_solve(matrix: Array, right: Array) -> Array:
-    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), right)
-
-
-def _inverse_of_triangle(factor: Array) -> Array:
+def _inverse_of_triangle(factors: Array) -> Array:
+    """Of each of several lower triangles."""
     # Of the unit matrix, because LAPACK's threads get in the way of XLA's with many right sides.
-    unit = jnp.eye(len(factor), dtype=factor.dtype)
-    return lax.linalg.triangular_solve(factor, unit, left_side=True, lower=True)
-
-
-def _inverse(matrix: Array) -> Array:
-    """Of a symmetric positive definite matrix."""
-    inverse = _inverse_of_triangle(lax.linalg.cholesky(matrix))
-    return inverse.T @ inverse
+    unit = jnp.broadcast_to(jnp.eye(factors.shape[-1], dtype=factors.dtype), factors.shape)
+    return lax.linalg.triangular_solve(factors, unit, left_side=True, lower=True)

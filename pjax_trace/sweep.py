@@ -26,7 +26,7 @@ from pjax_trace.index import Index
 from pjax_trace.linear import Implicit
 from pjax_trace.outputs import Answer, answer, penalise, relative_scales, steepness, wide
 from pjax_trace.problem import Edge, Problem
-from pjax_trace.ridge import solve_ridge
+from pjax_trace.ridge import LeastSquares, Ridge, solve_ridges
 from pjax_trace.rule import Moment
 from pjax_trace.solver import Ending, Solver
 from pjax_trace.spaces import Space
@@ -231,7 +231,7 @@ class Sweep(Solver):
         names = {v: Named(v, Index.of(v.shape)) for v in graph.parameters}
         asked = go_back(problem, residuals, names, self.reach)
         joined, single = systems(asked.readers, [*asked.elements, *looked_up])
-        solved = [self._solve_system(system, rows, weight_of) for system in joined]
+        solved = self._solve_systems(joined, rows, weight_of)
         solved += [self._solve_element(e, problem.start, rows, weight_of) for e in single]
         factor, enough = wide(1.0), min(1, rows / _ENOUGH_ROWS)
         if self.share is not None:
@@ -266,21 +266,39 @@ class Sweep(Solver):
             distances.update(penalise(problem, penalties, scales, moves, pulls, self.strength))
         return moves, distances
 
-    def _solve_system(
-        self, system: System, rows: int, weight_of: Mapping[Variable, Any]
-    ) -> "_Solution":
-        """What the parameters of one least-squares problem move by.
+    def _solve_systems(
+        self, joined: Sequence[System], rows: int, weight_of: Mapping[Variable, Any]
+    ) -> "list[_Solution]":
+        """What the parameters of least-squares problems move by.
 
         A weight is a unit of length of the problem; where it gives a direction alone, a weight
         divides how far its parameters go along that.
         """
-        more, columns = len(system.target) / rows, system.columns
-        weights = [float(weight_of[c.variable]) for c in columns]
-        roots = [1.0 if self.per_unit else math.sqrt(weight) for weight in weights]
+        problems, weights = [], []
+        for system in joined:
+            own = [float(weight_of[c.variable]) for c in system.columns]
+            roots = [1.0 if self.per_unit else math.sqrt(weight) for weight in own]
+            pairs = zip(system.columns, roots, strict=True)
+            matrices = [_divided(c.matrix, root) for c, root in pairs]
+            target = len(system.target) / rows * system.target
+            problems.append(LeastSquares(matrices, target, system.rows))
+            weights.append(own)
+        ridges = solve_ridges(problems, self.damping, self.rank)
+        each = zip(joined, problems, ridges, weights, strict=True)
+        return [self._trusted_step(*of_one, rows) for of_one in each]
+
+    def _trusted_step(
+        self,
+        system: System,
+        problem: LeastSquares,
+        ridge: Ridge,
+        weights: Sequence[float],
+        rows: int,
+    ) -> "_Solution":
+        """The step of one problem, as far as it is trusted."""
+        more, columns, target = len(system.target) / rows, system.columns, problem.target
         divisors = weights if self.per_unit else [1.0] * len(weights)
-        matrices = [_divided(c.matrix, root) for c, root in zip(columns, roots, strict=True)]
-        target = more * system.target
-        ridge = solve_ridge(matrices, target, self.damping, self.rank, system.rows)
+        roots = [1.0 if self.per_unit else math.sqrt(weight) for weight in weights]
         steps = [step / root for step, root in zip(ridge.steps, roots, strict=True)]
         count = max(1, sum(c.count for c in columns))
         total = functools.reduce(jnp.add, (wide(c.squares) for c in columns))
