@@ -33,6 +33,7 @@ import numpy as np
 
 import pjax_trace as pjax
 from pjax_trace.graph import Constraint
+from pjax_trace.pairs import as_complex, as_pair
 from pjax_trace.problem import Problem
 from pjax_trace.rule import Moment, Projection, Weights
 from pjax_trace.rules.elementwise import Elementwise
@@ -213,14 +214,26 @@ class _guard:  # noqa: N801
         raise Failure(f"crash in {self.stage}, {kind.__name__}", "".join(lines)) from error
 
 
+class _Quick:
+    """A constraint whose rule projects by what is compiled."""
+
+    def __init__(self, c: Constraint):
+        self.rule, self.own = self, c
+        self.out, self.params, self.variable, self.apply = c.out, c.params, c.variable, c.rule.apply
+
+    def __hash__(self) -> int:
+        return hash(self.own)
+
+    def __eq__(self, other: object) -> bool:
+        return other is self.own
+
+    def project(self, params: Any, operands: Any, target: Any, weights: Weights) -> Projection:
+        return project(self.own, operands, target, weights)
+
+
 def _project(problem: Problem, c: Constraint, operands: Sequence[Any], target: Any) -> Projection:
     """`Problem.project`, compiled."""
-    if c.out in problem.idle:  # elements without a value; there it is more than a projection
-        return Problem.project(problem, c, operands, target)
-    unread = None if c.out is None else problem.totals[c.out][1]
-    if unread is not None:
-        target = jnp.where(unread, c.rule.apply(c.params, *operands), target)
-    return project(c, operands, target, problem.weights_at(c))
+    return Problem.project(problem, _Quick(c), operands, target)  # pyright: ignore
 
 
 def _check_forward(program: Program, problem: Problem) -> None:
@@ -229,6 +242,8 @@ def _check_forward(program: Program, problem: Problem) -> None:
     def returned(parameters: list[Any], data: list[Any]) -> list[Any]:
         own, known = iter(parameters), iter(data)
         inputs = [next(own if i.variable else known) for i in program.inputs]
+        paired = [i.variable and i.array.dtype == np.complex64 for i in program.inputs]
+        inputs = [as_complex(x) if p else x for x, p in zip(inputs, paired, strict=True)]
         return jax.tree.leaves(program.function(*inputs))
 
     with _guard("forward"):
@@ -236,6 +251,7 @@ def _check_forward(program: Program, problem: Problem) -> None:
         arrays: tuple[list[Any], list[Any]] = ([], [])
         for i, x in zip(program.inputs, program.arguments, strict=True):
             arrays[not i.variable].append(x)
+        arrays = list(map(as_pair, arrays[0])), arrays[1]
         names = [i.name for i in sorted(program.inputs, key=lambda i: not i.variable)]
         traced = trace_program(returned, *arrays, names=names)
         env = traced.evaluate(*arrays)
@@ -309,16 +325,18 @@ def _check_losses(problem: Problem) -> None:
                     moved[i] = result.moments[i].first / result.moments[i].mass
                 costs = [_proximal(c, weights, x, operands) for x in (operands, moved)]
             shown = f"{c.name} ({type(c.rule).__name__}) from {operands} to {moved}"
-            if not all(np.all(np.isfinite(x)) for x in (*moved[:-1], result.distance)):
+            if not np.isfinite(costs[0]):
+                continue  # no value there, so none nearby is looked for
+            if not all(np.all(np.isfinite(x)) for x in (*(moved[i] for i in c.views), costs[1])):
                 raise Failure("NaN", shown)
             slack = 1e-4 * _largest(costs[0], operands[-1])
-            if np.isfinite(costs[0]) and not costs[1] <= costs[0] + slack:
+            if not costs[1] <= costs[0] + slack:
                 raise Failure("rises", f"from {costs[0]} to {costs[1]}: {shown}")
 
 
 def _proximal(c: Constraint, weights: Weights, moved: Any, operands: Any) -> float:
     """``Σ λ T(x) + ½ Σ ω |x − goal|²``."""
-    terms = np.asarray(c.rule.apply(c.params, *moved[:-1]), np.float64)
+    terms = np.asarray(c.rule.apply(c.params, *map(jnp.asarray, moved[:-1])), np.float64)
     lams = np.asarray(operands[-1], np.float64)
     total = float(np.sum(np.where(lams != 0, lams * terms, 0)))
     return total + _squares(weights, moved, operands, None, None) / 2
@@ -377,14 +395,16 @@ def _check_private(
         variable = [x for x, m in zip(moved, result.moments, strict=True) if m is not None]
         if not all(np.all(np.isfinite(x)) for x in (*variable, result.out, result.distance)):
             raise Failure("NaN", "projection of " + particulars(moved=moved, z=result.out))
-        value = np.asarray(c.rule.apply(c.params, *moved))
+        value = np.asarray(c.rule.apply(c.params, *map(jnp.asarray, moved)))
     out = np.asarray(result.out, np.float64)
     unit = _largest(*operands, target, *moved)
     slack = 1e-3 * np.maximum(unit, np.abs(out))
     # Near a pole, or where the function is steep, rounding x' moves f(x'); but never over a jump.
     for e in () if c.rule.family == "discrete" else (3e-6, -3e-6):
         near = [x if m is None else x * (1 + e) for x, m in zip(moved, result.moments, strict=True)]
-        change = np.abs(np.asarray(c.rule.apply(c.params, *near), np.float64) - value)
+        change = np.abs(
+            np.asarray(c.rule.apply(c.params, *map(jnp.asarray, near)), np.float64) - value
+        )
         slack = np.maximum(slack, np.where(np.isfinite(change), 2 * change, 0) + 1e-3 * unit)
     wrong = np.abs(value - out) > slack
     if wrong.any() or not np.all(np.isfinite(value)):
@@ -398,7 +418,7 @@ def _check_private(
     # A relaxed boolean is on the graph only as 0 or 1.
     relaxed = {Choice: (0,), TruthTable: (0, 1)}.get(type(c.rule), ())
     trivial = [np.round(np.clip(x, 0, 1)) if i in relaxed else x for i, x in enumerate(operands)]
-    value = np.asarray(c.rule.apply(c.params, *trivial))
+    value = np.asarray(c.rule.apply(c.params, *map(jnp.asarray, trivial)))
     bound = _squares(weights, trivial, operands, value, target)
     if actual > bound * (1 + 1e-3) + floor:
         raise Failure(

@@ -450,13 +450,13 @@ BRANCHES = [
 
 
 MORE = [
-    (3, FAMILIES[0][1]),
-    (2, FAMILIES[1][1]),
-    (0.5, FAMILIES[2][1]),
-    (1, FAMILIES[3][1]),
-    (0.5, FAMILIES[4][1]),
-    (0.5, FAMILIES[5][1]),
-    (0.3, FAMILIES[6][1]),
+    (1.5, FAMILIES[0][1]),
+    (1, FAMILIES[1][1]),
+    (0.2, FAMILIES[2][1]),
+    (0.5, FAMILIES[3][1]),
+    (0.2, FAMILIES[4][1]),
+    (0.2, FAMILIES[5][1]),
+    (0.2, FAMILIES[6][1]),
     (3, SELVES),
     (2.5, GROUPS),
     (1.5, [_solve]),
@@ -466,7 +466,7 @@ MORE = [
     (3, BRANCHES),
 ]
 # Few, as every shape is compiled by itself.
-MORE_SHAPES = [(3,), (2, 3), (3,), (2, 3), (3, 3), (2, 2, 3)]
+MORE_SHAPES = [(3,), (2, 3), (3,), (2, 3), (2, 3), (3, 3), (2, 2, 3)]
 FEW_CURVES = ["jnp.tanh({0})", "jnp.exp({0})", "jnp.abs({0})", "jnp.square({0})", "jnp.sin({0})"]
 
 
@@ -538,7 +538,7 @@ class MoreGenerator(Generator):
 
     def __init__(self, seed: Any, curves: Sequence[str] | None = None):
         curves = FEW_CURVES if curves is None else curves
-        super().__init__(seed, curves, MORE, MORE_SHAPES, 5)
+        super().__init__(seed, curves, MORE, MORE_SHAPES, 4, 0.05)
 
     def objective(self, ends: Sequence[str]) -> tuple[list[Op], str]:
         """Mostly losses of the user's own, and penalties, in a sum."""

@@ -183,6 +183,7 @@ class Generator:
         families: of operations, each with its share; default: `FAMILIES`.
         shapes: of parameters.
         most: how many operations there are at most.
+        weighed: the share of programs whose parameters have weights.
     """
 
     def __init__(
@@ -192,6 +193,7 @@ class Generator:
         families: Sequence[tuple[float, Sequence[Any]]] | None = None,
         shapes: Sequence[tuple[int, ...]] | None = None,
         most: int = 8,
+        weighed: float = 0.25,
     ):
         self.random = np.random.default_rng(seed)
         self.inputs: list[Input] = []
@@ -204,7 +206,7 @@ class Generator:
         self.families = [family for _, family in families]
         self.shares = np.array([share for share, _ in families])
         self.shares = self.shares / self.shares.sum()
-        self.shapes, self.most = shapes or SHAPES, most
+        self.shapes, self.most, self.weighed = shapes or SHAPES, most, weighed
 
     def program(self) -> Program:
         shapes = [self.choice(self.shapes) for _ in range(self.random.integers(1, 4))]
@@ -222,7 +224,7 @@ class Generator:
         ends = ends[-3:] or [self.inputs[0].name]
         outputs, form = self.objective(ends)
         weights = (1.0,)
-        if self.chance(0.25):
+        if self.chance(self.weighed):
             weights = tuple(float(w) for w in self.random.choice([0.25, 1.0, 4.0, 16.0], 3))
         program = Program(tuple(self.inputs), tuple(self.ops), tuple(outputs), weights, form)
         return program.pruned()
