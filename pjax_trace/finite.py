@@ -78,7 +78,7 @@ def settle(
     for v in graph.variables[len(graph.parameters) :]:
         most = float(jnp.finfo(v.dtype).max) ** 0.5  # squares are distances
         idle[v] = sound & ~(jnp.abs(start[v]) < most)
-        wall = 0.0 if v in small else most / 16
+        wall = 0.0 if v in small else min(most / 16, 1e18)
         large = jnp.where(jnp.isnan(start[v]), 0, jnp.clip(start[v], -wall, wall))
         start[v] = jnp.where(idle[v], large, start[v])
     added = [v for c in inner for _, o in c.reads for v in _added_data(o)]

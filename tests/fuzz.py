@@ -376,6 +376,8 @@ def _check_private(
         else np.asarray(x)
         for o, x in zip(c.operands, problem.operands(c, problem.start), strict=True)
     ]
+    if re.match("lgamma|digamma", named.name):  # whose rules are of positive numbers
+        operands = [np.maximum(x, np.float32(0.05)) for x in operands]
     target = _noise(random, np.asarray(problem.start[c.out]), scale)
     weights = _weights(problem, named, random)
 
