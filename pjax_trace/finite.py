@@ -70,7 +70,11 @@ def settle(
     """
     start, idle = dict(start), {}
     views = [view for c in graph.constraints if c.out is None for _, view in c.reads]
-    results = [known[view.out] for view in views or graph.outputs if view is not None]
+    results = [
+        known[view.out] if view.out in known else view(known, *(start[b] for b in view.bases))
+        for view in views or graph.outputs
+        if view is not None
+    ]
     sound = functools.reduce(jnp.logical_and, (jnp.all(jnp.isfinite(x)) for x in results), True)
     inner = [c for c in graph.constraints if c.out is not None]
     small = [c for c in inner if c.rule.smooth or c.rule.chooses]
