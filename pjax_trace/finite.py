@@ -61,20 +61,30 @@ def settle(
     """Find what has no value, such as a quotient by zero in a branch that is not taken.
 
     Where all that the outputs read is finite, whatever is not has been passed over. It starts from
-    zero, and its equations ask nothing of anyone. So do data, but for those of outputs.
+    zero, and its equations ask nothing of anyone. So do data, but for those of outputs. What is
+    infinite may have been passed over as such, by a minimum, say: it starts from a large number,
+    unless it is read by sums, which a number so large would rule, or where it may be chosen.
 
     Returns:
         The data; where variables start; and which of their elements are idle.
     """
     start, idle = dict(start), {}
     views = [view for c in graph.constraints if c.out is None for _, view in c.reads]
-    results = [known[view.out] for view in views or graph.outputs if view is not None]
+    results = [
+        known[view.out] if view.out in known else view(known, *(start[b] for b in view.bases))
+        for view in views or graph.outputs
+        if view is not None
+    ]
     sound = functools.reduce(jnp.logical_and, (jnp.all(jnp.isfinite(x)) for x in results), True)
+    inner = [c for c in graph.constraints if c.out is not None]
+    small = [c for c in inner if c.rule.smooth or c.rule.chooses]
+    small = {base for c in small for _, view in c.reads for base in view.bases}
     for v in graph.variables[len(graph.parameters) :]:
         most = float(jnp.finfo(v.dtype).max) ** 0.5  # squares are distances
         idle[v] = sound & ~(jnp.abs(start[v]) < most)
-        start[v] = jnp.where(idle[v], 0, start[v])
-    inner = [c for c in graph.constraints if c.out is not None]
+        wall = 0.0 if v in small else min(most / 16, 1e18)
+        large = jnp.where(jnp.isnan(start[v]), 0, jnp.clip(start[v], -wall, wall))
+        start[v] = jnp.where(idle[v], large, start[v])
     added = [v for c in inner for _, o in c.reads for v in _added_data(o)]
     added += [o for c in inner for o in c.operands if isinstance(o, Value)]
     factors = {o for c in inner for o in c.operands if c.rule.smooth}

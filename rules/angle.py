@@ -47,12 +47,15 @@ class Angle(Rule):
         target = cut * (out - start) + 2 * math.pi
         there, beyond = _turned(ratio, target, jnp.minimum(edge, math.pi / 2), math.pi / 2)
         beyond = jnp.where(edge > math.pi / 2, jnp.inf, beyond)
-        turn = jnp.where(beyond < cost, cut * there, side * here)
+        # A float next to π may be past it: who does not cross the cut stays on this side of it.
+        angle = jnp.clip(start + side * here, -_PI, _PI)
+        angle = jnp.where(beyond < cost, start + cut * there, angle)
+        turn = jnp.where(beyond < cost, there, here)
         free = jnp.clip(out, -_PI, _PI)
         origin = ratio + jnp.square(free - out) < jnp.minimum(cost, beyond)
         least = float(jnp.finfo(out.dtype).tiny) ** 0.5
         radius = jnp.where(origin, least, jnp.maximum(size * jnp.cos(turn), least))
-        angle = jnp.where(origin, free, start + turn)
+        angle = jnp.where(origin, free, angle)
         moved = radius[None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
         return projection_of(operands, out, weights, (moved,), self.apply(params, moved))
 

@@ -253,11 +253,10 @@ def _local_minima(
     # The two ends of the way; neither term need exceed the distance of a point known.
     near = jnp.clip(x0, lower, upper)
     z_near = curve.value(near)
-    toward = jnp.where((z_near < z0) == rising, 1.0, -1.0).astype(dtype)
     inset = jnp.minimum(1.0, 0.5 * (upper - lower))
     middle = jnp.clip(0.0, lower + inset, upper - inset)
     known = jnp.minimum(cost(near, z_near), cost(middle, curve.value(middle)))
-    far = jnp.clip(x0 + toward * jnp.minimum(1.001 * jnp.sqrt(known), _HUGE), lower, upper)
+    within = jnp.minimum(1.001 * jnp.sqrt(known), _HUGE)
 
     def preimage(z, one, other):
         z, low, high = jnp.clip(z, bottom, top), jnp.minimum(one, other), jnp.maximum(one, other)
@@ -265,7 +264,14 @@ def _local_minima(
             return jnp.clip(curve.inverse(z), low, high)
         return bisect(lambda x: (curve.value(x) < z) == rising, low, high, steps=32)
 
-    stop = preimage(z0, near, far)
+    if curve.inverse is None:
+        # XLA computes z_near afresh where it is read, and may round it differently: of a point of
+        # the graph, two readers would go two ways. What comes out of a loop is the same for all.
+        stop = preimage(z0, *(jnp.clip(x0 + s * within, lower, upper) for s in (-1, 1)))
+        toward = jnp.where(stop < near, -1.0, 1.0).astype(dtype)
+    else:
+        toward = jnp.where((z_near < z0) == rising, 1.0, -1.0).astype(dtype)
+        stop = preimage(z0, near, jnp.clip(x0 + toward * within, lower, upper))
     z_stop = curve.value(stop)
     known = jnp.minimum(jnp.minimum(known, cost(stop, z_stop)), _HUGE**2)
     reach = 1.25 * jnp.sqrt(known / ratio)

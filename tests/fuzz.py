@@ -5,6 +5,10 @@ that a projection promises is checked on it, and what fails is shrunk to the sma
 still fails:
 
     python -m tests.fuzz --programs 2000 --seed 0 --processes 2
+    python -m tests.fuzz --programs 3000 --more
+
+The first draws what networks are made of, the second what else people write, and losses of their
+own (`tests.more_programs`). With ``XLA_FLAGS=--xla_backend_optimization_level=0`` it is faster.
 
 Every constraint's projection is compiled once for all programs that have the same one, and an
 elementwise function once for all shapes: compilation is what such a fuzz would spend its time on.
@@ -16,7 +20,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import math
 import multiprocessing
 import re
 import time
@@ -30,6 +33,7 @@ import numpy as np
 
 import pjax_trace as pjax
 from pjax_trace.graph import Constraint
+from pjax_trace.pairs import as_complex, as_pair
 from pjax_trace.problem import Problem
 from pjax_trace.rule import Moment, Projection, Weights
 from pjax_trace.rules.elementwise import Elementwise
@@ -37,681 +41,10 @@ from pjax_trace.rules.logic import Choice, TruthTable
 from pjax_trace.spaces import CopyFree, expand_copies
 from pjax_trace.trace import trace_program
 from pjax_trace.view import View
+from tests.more_programs import MoreGenerator
+from tests.programs import Array, Generator, Input, Op, Program
 
-Array = np.ndarray
-LARGEST = 24  # elements of a value
-HEADER = "import jax\nimport jax.numpy as jnp\nimport pjax_trace as pjax\n"
-
-
-# Programs
-
-
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """An argument: a parameter or data, and what it is called with."""
-
-    name: str
-    array: Array
-    variable: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Op:
-    """``name = code``, with the names of the operands in the places of ``{0}``, ``{1}``, …"""
-
-    name: str
-    code: str
-    operands: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name} = {self.expression}"
-
-    @property
-    def expression(self) -> str:
-        return re.sub(r"\{(\d)\}", lambda match: self.operands[int(match[1])], self.code)
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """Inputs, operations and output constraints; ``str(program)`` is code that runs."""
-
-    inputs: tuple[Input, ...]
-    ops: tuple[Op, ...]
-    outputs: tuple[Op, ...]
-    weights: tuple[float, ...] = (1.0,)
-
-    @property
-    def definition(self) -> str:
-        lines = [f"def fit({', '.join(i.name for i in self.inputs)}):"]
-        lines += [f"    {op}" for op in (*self.ops, *self.outputs)]
-        losses, values = map(", ".join, self.returned)
-        return "\n".join([*lines, f"    return [{losses}], [{values}]"])
-
-    @property
-    def returned(self) -> tuple[list[str], list[str]]:
-        """The names of losses and constrained values, and of what they are of."""
-        values = dict.fromkeys(name for op in self.outputs for name in op.operands)
-        return [op.name for op in self.outputs], list(values)
-
-    @property
-    def parameters(self) -> tuple[Input, ...]:
-        return tuple(i for i in self.inputs if i.variable)
-
-    @property
-    def argnums(self) -> tuple[int, ...]:
-        return tuple(n for n, i in enumerate(self.inputs) if i.variable)
-
-    @property
-    def metric(self) -> dict[str, float]:
-        weights = itertools.cycle(self.weights)
-        return {p.name: next(weights) for p in self.parameters}
-
-    @functools.cached_property
-    def function(self) -> Callable[..., Any]:
-        """``fit`` itself: losses and constrained values, and what they are of."""
-        scope: dict[str, Any] = {"jax": jax, "jnp": jnp, "pjax": pjax}
-        exec(self.definition, scope)  # noqa: S102
-        return scope["fit"]
-
-    @property
-    def arguments(self) -> list[jax.Array]:
-        return [jnp.asarray(i.array) for i in self.inputs]
-
-    def values(self, rounded: Callable[[Any], Any] = lambda x: x) -> dict[str, Array]:
-        """The forward value of every input, operation and output, each of them ``rounded``."""
-        scope: dict[str, Any] = {"jax": jax, "jnp": jnp, "pjax": pjax}
-        for i, array in zip(self.inputs, self.arguments, strict=True):
-            scope[i.name] = rounded(array)
-        for op in (*self.ops, *self.outputs):
-            scope[op.name] = rounded(eval(op.expression, scope))  # noqa: S307
-        return {x.name: np.asarray(scope[x.name]) for x in (*self.inputs, *self.ops, *self.outputs)}
-
-    def __str__(self) -> str:
-        arguments = [f"{i.name} = {_literal(i.array)}" for i in self.inputs]
-        names = ", ".join(i.name for i in self.inputs)
-        metric = f", metric={self.metric}" if set(self.weights) != {1.0} else ""
-        call = f"pjax.project(fit, {self.argnums}, steps=2{metric})({names})"
-        return "\n".join([HEADER, self.definition, "", *arguments, call])
-
-    def pruned(self) -> "Program":
-        """Without operations and inputs that nothing reads; a parameter stays."""
-        needed = {name for op in self.outputs for name in op.operands}
-        ops = []
-        for op in reversed(self.ops):
-            if op.name in needed:
-                ops.append(op)
-                needed.update(op.operands)
-        inputs = tuple(i for i in self.inputs if i.name in needed)
-        return dataclasses.replace(self, inputs=inputs, ops=tuple(reversed(ops)))
-
-
-def _literal(array: Array) -> str:
-    """``jnp.array(…)`` of a literal, to seven digits."""
-    if array.dtype != np.float32:
-        dtype = "bool" if array.dtype == bool else "jnp.int32"
-        return f"jnp.array({array.tolist()}, {dtype})"
-    digits = np.array([float(f"{x:.7g}") for x in array.ravel().tolist()]).reshape(array.shape)
-    return f"jnp.array({digits.tolist()}, jnp.float32)"
-
-
-# Generation
-
-
-class _Unfit(Exception):
-    """An operation that has no operands here."""
-
-
-class Generator:
-    """Draws one program. Its operations are checked by their forward values as they are drawn."""
-
-    def __init__(self, seed: Any, curves: Sequence[str] | None = None):
-        self.random = np.random.default_rng(seed)
-        self.inputs: list[Input] = []
-        self.ops: list[Op] = []
-        self.values: dict[str, Array] = {}
-        self.variable: set[str] = set()
-        self.scope: dict[str, Any] = {"jax": jax, "jnp": jnp, "pjax": pjax}
-        self.curves = CURVES if curves is None else {c: CURVES[c] for c in curves}
-
-    def program(self) -> Program:
-        shapes = [self.choice(SHAPES) for _ in range(self.random.integers(1, 4))]
-        if len(shapes) > 1 and self.chance(0.7):
-            shapes[1] = shapes[0]
-        for shape in shapes:
-            self.input(shape, True)
-        count = int(self.random.integers(2, 9))
-        tries = 0
-        while len(self.ops) < count and tries < 60:
-            tries += 1
-            self.extend()
-        read = {name for op in self.ops for name in op.operands}
-        ends = [op.name for op in self.ops if op.name not in read and op.name in self.variable]
-        ends = ends[-3:] or [self.inputs[0].name]
-        outputs = [self.output(name, n) for n, name in enumerate(ends)]
-        weights = (1.0,)
-        if self.chance(0.25):
-            weights = tuple(float(w) for w in self.random.choice([0.25, 1.0, 4.0, 16.0], 3))
-        return Program(tuple(self.inputs), tuple(self.ops), tuple(outputs), weights).pruned()
-
-    def extend(self) -> None:
-        """One more operation, if what is drawn has a value to go on with."""
-        inputs = len(self.inputs)
-        family = FAMILIES[self.random.choice(len(FAMILIES), p=_SHARES)][1]
-        try:
-            code, operands = self.choice(family)(self)
-            op = Op(f"v{len(self.ops)}", code, tuple(operands))
-            value = np.asarray(eval(op.expression, self.scope))  # noqa: S307
-            if not 0 < value.size <= LARGEST or value.ndim > 4:
-                raise _Unfit
-            if not np.all(np.abs(np.asarray(value, np.float32)) <= 30):
-                raise _Unfit  # NaN included
-        except _Unfit:
-            for i in self.inputs[inputs:]:
-                del self.values[i.name], self.scope[i.name]
-                self.variable.discard(i.name)
-            del self.inputs[inputs:]
-            return
-        self.ops.append(op)
-        self.values[op.name] = value
-        self.scope[op.name] = jnp.asarray(value)
-        if not self.variable.isdisjoint(operands):
-            self.variable.add(op.name)
-
-    def output(self, name: str, number: int) -> Op:
-        value = self.values[name]
-        scores = "{0}" if value.dtype == np.float32 else "{0}.astype(jnp.float32)"
-        kinds = ["squared", "squared", "squared", "set"]
-        if value.size > 1 and value.ndim and value.shape[-1] > 1:
-            kinds.append("entropy")
-        kind = self.choice(kinds)
-        if kind == "set":
-            sets = ["Box(-0.5, 0.5)", "NonNegative()", "Equal(0.25)"]
-            sets += ["Ball(1.0, axis=-1)"] if value.ndim else []
-            code = f"pjax.constrain({scores}, pjax.sets.{self.choice(sets)})"
-        elif kind == "squared":
-            shape = value.shape or (1,)
-            target = _literal(np.round(self.random.normal(size=shape), 1).astype(np.float32))
-            code = f"pjax.losses.squared_error({scores}.reshape{shape}, {target})"
-        else:
-            labels = _literal(self.random.integers(0, value.shape[-1], value.shape[:-1]))
-            code = f"pjax.losses.cross_entropy({scores}, {labels})"
-        if kind != "set" and self.chance(0.2):
-            code = f"0.5 * {code}"
-        return Op(f"o{number}", code, (name,))
-
-    def input(self, shape: Sequence[int], variable: bool, positive: bool = False) -> str:
-        """A new argument."""
-        array = np.round(self.random.normal(size=shape), 2).astype(np.float32)
-        array = np.abs(array) + np.float32(0.25) if positive else array
-        if self.chance(0.1) and not positive:
-            array = np.round(array)  # ties, zeros
-        name = f"{'wd'[not variable]}{len(self.inputs)}"
-        self.inputs.append(Input(name, array, variable))
-        self.values[name], self.scope[name] = array, jnp.asarray(array)
-        if variable:
-            self.variable.add(name)
-        return name
-
-    def chance(self, p: float) -> bool:
-        return bool(self.random.random() < p)
-
-    def choice(self, items: Sequence[Any]) -> Any:
-        return items[int(self.random.integers(len(items)))]
-
-    def pick(self, fits: Callable[[Array], bool] = lambda x: True, dtype: Any = np.float32) -> str:
-        """A variable that fits; rather one that nothing reads yet."""
-        read = {name for op in self.ops for name in op.operands}
-        names = [
-            name
-            for name, x in self.values.items()
-            if name in self.variable and x.dtype == dtype and fits(x)
-        ]
-        if not names:
-            raise _Unfit
-        fresh = [name for name in names if name not in read]
-        return self.choice(fresh) if fresh and self.chance(0.6) else self.choice(names)
-
-    def other(self, fits: Callable[[Array], bool]) -> str:
-        """Any variable that fits; it may share elements with others of the operation."""
-        names = [
-            name
-            for name, x in self.values.items()
-            if name in self.variable and x.dtype == np.float32 and fits(x)
-        ]
-        if not names:
-            raise _Unfit
-        return self.choice(names)
-
-    def like(self, name: str) -> str:
-        shape = self.values[name].shape
-        return self.other(lambda x: x.shape == shape)
-
-    def axis(self, name: str) -> int:
-        if not self.values[name].ndim:
-            raise _Unfit
-        return int(self.random.integers(self.values[name].ndim))
-
-
-Drawn = tuple[str, Sequence[str]]
-SHAPES = [(3,), (3,), (2, 3), (2, 3), (2, 3), (3, 3), (2, 2, 3), (1, 3), (4,), ()]
-
-
-def _plain(code: str, fits: Callable[[Array], bool] = lambda x: True) -> Any:
-    """An operation on any one variable."""
-
-    def draw(g: Generator) -> Drawn:
-        name = g.pick(fits)
-        return code, [name]
-
-    return draw
-
-
-def _pair(code: str, *, fits: Any = None) -> Any:
-    """An operation on two variables of one shape."""
-
-    def draw(g: Generator) -> Drawn:
-        first = g.pick()
-        second = g.like(first)
-        if fits is not None and not fits(g.values[second]):
-            raise _Unfit
-        return code, [first, second]
-
-    return draw
-
-
-def _with_data(code: str, positive: bool = False) -> Any:
-    """An operation on a variable and new data of its shape."""
-
-    def draw(g: Generator) -> Drawn:
-        name = g.pick()
-        return code, [name, g.input(g.values[name].shape, False, positive)]
-
-    return draw
-
-
-def _along(code: str, least: int = 1) -> Any:
-    """An operation on a variable along AXIS."""
-
-    def draw(g: Generator) -> Drawn:
-        name = g.pick(lambda x: x.ndim > 0)
-        axis = g.axis(name)
-        if g.values[name].shape[axis] < least:
-            raise _Unfit
-        return code.replace("AXIS", str(axis)), [name]
-
-    return draw
-
-
-def _reshape(g: Generator) -> Drawn:
-    name = g.pick(lambda x: x.size > 1)
-    shape = g.values[name].shape
-    size = g.values[name].size
-    shapes = [(size,), (size, 1), (1, size), (*shape, 1), shape[::-1]]
-    shapes += [(k, size // k) for k in (2, 3) if size % k == 0]
-    return f"{{0}}.reshape{tuple(map(int, g.choice(shapes)))}", [name]
-
-
-def _transpose(g: Generator) -> Drawn:
-    name = g.pick(lambda x: x.ndim > 1)
-    order = tuple(g.random.permutation(g.values[name].ndim).tolist())
-    return f"jnp.transpose({{0}}, {order})", [name]
-
-
-def _slice(g: Generator) -> Drawn:
-    name = g.pick(lambda x: x.ndim > 0)
-    parts = [g.choice([":", "1:", ":-1", "::2", "::-1", "0", "-1", "None, :"])]
-    if g.values[name].ndim > 1:
-        parts.append(g.choice([":", "1:", "::2", "0"]))
-    return f"{{0}}[{', '.join(parts)}]", [name]
-
-
-def _take(g: Generator) -> Drawn:
-    name = g.pick(lambda x: x.ndim > 0)
-    axis = g.axis(name)
-    index = g.random.integers(0, g.values[name].shape[axis], g.random.integers(1, 4))
-    return f"jnp.take({{0}}, {_literal(index)}, axis={axis})", [name]
-
-
-def _take_along(g: Generator) -> Drawn:
-    name = g.pick(lambda x: x.ndim > 0)
-    shape = g.values[name].shape
-    index = g.random.integers(0, shape[-1], (*shape[:-1], int(g.random.integers(1, 3))))
-    return f"jnp.take_along_axis({{0}}, {_literal(index)}, axis=-1)", [name]
-
-
-def _concatenate(g: Generator) -> Drawn:
-    first = g.pick(lambda x: x.ndim > 0)
-    shape, axis = g.values[first].shape, g.axis(first)
-
-    def fits(x: Array) -> bool:
-        return x.ndim == len(shape) and all(
-            a == b for i, (a, b) in enumerate(zip(x.shape, shape, strict=True)) if i != axis
-        )
-
-    return f"jnp.concatenate([{{0}}, {{1}}], {axis})", [first, g.other(fits)]
-
-
-def _pad(g: Generator) -> Drawn:
-    name = g.pick(lambda x: 0 < x.ndim < 3)
-    widths = tuple(tuple(g.random.integers(0, 2, 2).tolist()) for _ in g.values[name].shape)
-    fill = g.choice(["0.0", "0.5"])
-    return f"jnp.pad({{0}}, {widths}, constant_values={fill})", [name]
-
-
-def _broadcast(g: Generator) -> Drawn:
-    name = g.pick(lambda x: x.ndim < 3)
-    shape = (2, *g.values[name].shape)
-    return f"jnp.broadcast_to({{0}}[None], {shape})", [name]
-
-
-def _where_data(g: Generator) -> Drawn:
-    first = g.pick()
-    mask = _literal(g.random.random(g.values[first].shape) < 0.5)
-    if g.chance(0.4):
-        return f"jnp.where({mask}, {{0}}, 0.5)", [first]
-    return f"jnp.where({mask}, {{0}}, {{1}})", [first, g.like(first)]
-
-
-def _set(g: Generator) -> Drawn:
-    first = g.pick(lambda x: x.ndim > 0 and x.shape[0] > 1)
-    shape = g.values[first].shape
-    where = g.choice(["0", "-1", "1:", "jnp.array([1, 0])"])
-    part = {"1:": (shape[0] - 1, *shape[1:]), "jnp.array([1, 0])": (2, *shape[1:])}
-    part = part.get(where, shape[1:])
-    second = g.other(lambda x: x.shape == part)
-    return f"{{0}}.at[{where}].set({{1}})", [first, second]
-
-
-def _broadcast_pair(g: Generator) -> Drawn:
-    """Two variables, the second of size 1 along an axis."""
-    first = g.pick(lambda x: x.ndim > 0)
-    axis = g.axis(first)
-    second = g.like(first)
-    part = ", ".join([":"] * axis + [":1"])
-    code = g.choice(["{0} + ", "{0} * ", "{0} - ", "{0} / (0.5 + jnp.square", "jnp.maximum({0}, "])
-    tail = {"{0} / (0.5 + jnp.square": ")", "jnp.maximum({0}, ": ")"}.get(code, "")
-    part = f"({{1}}[{part}])" if "square" in code else f"{{1}}[{part}]"
-    return code + part + tail, [first, second]
-
-
-def _matmul(g: Generator) -> Drawn:
-    first = g.pick(lambda x: x.ndim > 0)
-    shape = g.values[first].shape
-    if g.chance(0.4):
-        size = int(g.random.integers(2, 4))
-        return "{0} @ {1}", [first, g.input((shape[-1], size), False)]
-
-    def fits(x: Array) -> bool:
-        if x.ndim == 1:
-            return x.shape[0] == shape[-1]
-        batch = x.ndim > 2 and x.shape[:-2] != shape[:-2]
-        return x.ndim > 0 and x.shape[-2] == shape[-1] and not batch and x.ndim in (2, len(shape))
-
-    return "{0} @ {1}", [first, g.other(fits)]
-
-
-def _einsum(g: Generator) -> Drawn:
-    first = g.pick(lambda x: x.ndim in (1, 2, 3))
-    second = g.like(first)
-    codes = {
-        1: ["i,i->", "i,j->ij", "i,i->i"],
-        2: ["ij,ij->i", "ij,ij->", "ij,kj->ik", "ij,ik->jk", "ij,kj->jik", "ij,ij->j"],
-        3: ["bij,bkj->bik", "bij,bij->b", "bij,bij->ij", "bij,cij->bc", "bij,bik->bjk"],
-    }[g.values[first].ndim]
-    return f"jnp.einsum('{g.choice(codes)}', {{0}}, {{1}})", [first, second]
-
-
-def _convolve(g: Generator) -> Drawn:
-    first = g.pick(lambda x: 0 < x.ndim < 3 and x.shape[-1] > 1)
-    shape = g.values[first].shape
-    image = f"{{0}}.reshape(1, {shape[0] if len(shape) > 1 else 1}, {shape[-1]})"
-    channels = shape[0] if len(shape) > 1 else 1
-    options = g.choice(
-        ["(1,), 'SAME'", "(1,), 'VALID'", "(2,), ((1, 0),)", "(1,), 'SAME', rhs_dilation=(2,)"]
-    )
-    kernel = (2, channels, 2)
-    if g.chance(0.5):
-        second = g.input(kernel, False)
-        filters = "{1}"
-    else:
-        size = math.prod(kernel)
-        second = g.other(lambda x: x.size >= size)
-        filters = f"{{1}}.ravel()[:{size}].reshape{kernel}"
-    return f"jax.lax.conv_general_dilated({image}, {filters}, {options})[0]", [first, second]
-
-
-def _window(g: Generator) -> Drawn:
-    name = g.pick(lambda x: 0 < x.ndim < 3 and x.shape[-1] > 1)
-    kind = g.choice(["0.0, jax.lax.add", "-jnp.inf, jax.lax.max", "jnp.inf, jax.lax.min"])
-    ones = (1,) * (g.values[name].ndim - 1)
-    stride, pad = g.choice([1, 2]), g.choice(["SAME", "VALID"])
-    code = f"jax.lax.reduce_window({{0}}, {kind}, {(*ones, 2)}, {(*ones, stride)}, '{pad}')"
-    return code, [name]
-
-
-def _scatter_add(g: Generator) -> Drawn:
-    first = g.pick(lambda x: x.ndim > 0)
-    shape = g.values[first].shape
-    second = g.other(lambda x: x.ndim == len(shape) and x.shape[1:] == shape[1:])
-    index = g.random.integers(0, shape[0], g.values[second].shape[0])
-    return f"{{0}}.at[{_literal(index)}].add({{1}})", [first, second]
-
-
-def _segments(g: Generator) -> Drawn:
-    name = g.pick(lambda x: x.ndim > 0)
-    index = g.random.integers(0, 3, g.values[name].shape[0])
-    return f"jax.ops.segment_sum({{0}}, {_literal(index)}, 3)", [name]
-
-
-def _reduce(functions: Sequence[str]) -> Any:
-    def draw(g: Generator) -> Drawn:
-        name = g.pick(lambda x: x.ndim > 0)
-        axis = g.choice([None, g.axis(name)])
-        keep = ", keepdims=True" if g.chance(0.4) else ""
-        return f"{g.choice(functions)}({{0}}, axis={axis}{keep})", [name]
-
-    return draw
-
-
-def _top_k(g: Generator) -> Drawn:
-    name = g.pick(lambda x: x.ndim > 0 and x.shape[-1] > 1)
-    return "jax.lax.top_k({0}, 2)[0]", [name]
-
-
-def _clip(g: Generator) -> Drawn:
-    name = g.pick()
-    low, high = g.choice([("-0.5", "0.5"), ("0.0", "jnp.inf"), ("-1.0", "-1.0")])
-    return f"jnp.clip({{0}}, {low}, {high})", [name]
-
-
-def _curve(g: Generator) -> Drawn:
-    code, low, high = g.choice(list(g.curves.values()))
-    name = g.pick(lambda x: bool(np.all((x >= low) & (x <= high))))
-    return code, [name]
-
-
-def _domain(code: str, low: float = -math.inf, high: float = math.inf) -> tuple[str, float, float]:
-    return code, low, high
-
-
-_CURVE_CODES = [
-    *(_domain(f"jnp.{f}({{0}})") for f in ("tanh", "sin", "cos", "arctan", "arcsinh")),
-    *(_domain(f"jnp.{f}({{0}})") for f in ("abs", "square", "cbrt")),
-    *(_domain(f"jnp.{f}({{0}})", -4, 3) for f in ("exp", "exp2", "expm1", "sinh", "cosh")),
-    *(_domain(f"jnp.{f}({{0}})", 0.05) for f in ("log", "sqrt", "reciprocal")),
-    *(_domain(f"jnp.{f}({{0}})", -0.9, 0.9) for f in ("arcsin", "arccos", "arctanh", "tan")),
-    *(_domain(f"jax.lax.{f}({{0}})") for f in ("erf", "erfc", "logistic")),
-    _domain("jax.lax.erf_inv({0})", -0.9, 0.9),
-    _domain("jax.lax.rsqrt({0})", 0.05),
-    _domain("jnp.arccosh({0})", 1.1),
-    _domain("jnp.log1p({0})", -0.9),
-    _domain("{0} ** 3"),
-    _domain("{0} ** 4"),
-    _domain("{0} ** -1", 0.2),
-    _domain("{0} ** -2", -9, -0.2),
-    _domain("{0} ** 1.5", 0.1),
-    _domain("{0} ** -0.5", 0.1),
-    *(
-        _domain(f"jax.nn.{f}({{0}})")
-        for f in (
-            "silu gelu mish softplus log_sigmoid elu celu selu soft_sign squareplus hard_silu "
-            "sparse_plus relu relu6 leaky_relu hard_tanh hard_sigmoid sparse_sigmoid sigmoid"
-        ).split()
-    ),
-    _domain("jax.nn.gelu({0}, approximate=False)"),
-    _domain("jax.nn.leaky_relu({0}, 0.2)"),
-    _domain("jax.nn.elu({0}, 0.5)"),
-    _domain("jax.nn.celu({0}, 2.0)"),
-]
-CURVES = {code: (code, low, high) for code, low, high in _CURVE_CODES}
-
-
-def _compare(g: Generator) -> Drawn:
-    first = g.pick()
-    sign = g.choice([">", ">=", "<", "<=", "==", "!="])
-    if g.chance(0.5):
-        return f"{{0}} {sign} {g.choice(['0.0', '0.5', '-1.0'])}", [first]
-    second = g.like(first)
-    if second == first:
-        raise _Unfit
-    return f"{{0}} {sign} {{1}}", [first, second]
-
-
-def _logic(g: Generator) -> Drawn:
-    first = g.pick(dtype=bool)
-    shape = g.values[first].shape
-    pairs = [n for n, x in g.values.items() if x.dtype == bool and x.shape == shape]
-    code = g.choice(["{0} & {1}", "{0} | {1}", "{0} ^ {1}", "~{0}", "jnp.any({0})", "jnp.all({0})"])
-    operands = [first, g.choice(pairs)] if "{1}" in code else [first]
-    return code, operands
-
-
-def _where(g: Generator) -> Drawn:
-    mask = g.pick(dtype=bool)
-    shape = g.values[mask].shape
-    first = g.other(lambda x: x.shape == shape)
-    if g.chance(0.4):
-        return f"jnp.where({{0}}, {{1}}, {g.choice(['0.0', '1.0'])})", [mask, first]
-    return "jnp.where({0}, {1}, {2})", [mask, first, g.like(first)]
-
-
-def _cast(g: Generator) -> Drawn:
-    return "{0}.astype(jnp.float32)", [g.pick(dtype=bool)]
-
-
-def _scan(g: Generator) -> Drawn:
-    inputs = g.pick(lambda x: x.ndim > 1)
-    shape = g.values[inputs].shape[1:]
-    tail = f"{g.choice(['', ', reverse=True'])})[{g.choice([0, 1])}]"
-    body = g.choice(
-        [
-            "(jnp.tanh(c + x), c)",
-            "(0.5 * c + x, jnp.maximum(c, x))",
-            "(jnp.maximum(c, x), c + x)",
-            "(c + x, jnp.tanh(c))",
-            "(x, c)",
-            "(jnp.where(x > 0.0, c, x), c * 2.0)",
-        ]
-    )
-    if len(shape) == 1 and g.chance(0.5):
-        square = (shape[0], shape[0])
-        weight = g.other(lambda x: x.shape == square) if g.chance(0.6) else g.input(square, False)
-        body = g.choice(["(jnp.tanh(c @ {1} + x), c)", "(c @ {1}, c + x)"])
-        start = f"jnp.zeros({shape}, jnp.float32)"
-        return f"jax.lax.scan(lambda c, x: {body}, {start}, {{0}}{tail}", [inputs, weight]
-    if g.chance(0.5):
-        start = g.other(lambda x: x.shape == shape)
-        return f"jax.lax.scan(lambda c, x: {body}, {{1}}, {{0}}{tail}", [inputs, start]
-    start = f"jnp.zeros({shape}, jnp.float32)"
-    return f"jax.lax.scan(lambda c, x: {body}, {start}, {{0}}{tail}", [inputs]
-
-
-def _fori(g: Generator) -> Drawn:
-    first = g.pick()
-    body = g.choice(["jnp.tanh(c) + {1}", "0.5 * c + {1}", "jnp.maximum(c, {1}) - 0.5", "c * {1}"])
-    second = g.like(first)
-    return f"jax.lax.fori_loop(0, 3, lambda i, c: {body}, {{0}})", [first, second]
-
-
-def _map(g: Generator) -> Drawn:
-    name = g.pick(lambda x: x.ndim > 0)
-    kind = g.choice(["jax.lax.map(FN, {0})", "jax.vmap(FN)({0})", "jax.jit(FN)({0})"])
-    kind = g.choice([kind, "jax.checkpoint(FN)({0})"])
-    body = g.choice(["jnp.tanh(r) + 1.0", "r - jnp.sum(r)", "jnp.max(r)", "r * 2.0"])
-    return kind.replace("FN", f"lambda r: {body}"), [name]
-
-
-def _cond(g: Generator) -> Drawn:
-    name = g.pick()
-    branches = g.choice(
-        ["jnp.tanh, lambda a: -a", "lambda a: a * 2.0, jnp.square", "lambda a: a, jnp.zeros_like"]
-    )
-    where = g.input((1,), False)
-    return f"jax.lax.cond({{1}}[0] > 0.0, {branches}, {{0}})", [name, where]
-
-
-def _frozen(g: Generator) -> Drawn:
-    first = g.pick(lambda x: x.ndim > 0)
-    code = g.choice(
-        [
-            "{0} - jax.lax.stop_gradient({0})",
-            "{0} * jax.nn.one_hot(jnp.argmax({0}, -1), {0}.shape[-1], dtype=jnp.float32)",
-            "jnp.take({0}, jnp.argsort({0}, 0).ravel()[:2], axis=0)",
-            "{0} / jax.lax.stop_gradient(jnp.max(jnp.abs({0})) + 1.0)",
-        ]
-    )
-    return code, [first]
-
-
-VIEWS = [
-    _reshape, _transpose, _slice, _slice, _take, _take_along, _concatenate, _pad, _broadcast,
-    _where_data, _set, _along("jnp.flip({0}, AXIS)"), _along("jnp.roll({0}, 1, AXIS)"),
-    _along("jnp.repeat({0}, 2, AXIS)"),
-    _plain("-{0}"), _plain("2.0 * {0}"), _plain("{0} + 0.5"),
-    _plain("1.0 - {0}"), _with_data("{0} * {1}"), _with_data("{0} + {1}"),
-    _with_data("{0} / {1}", positive=True), _pair("jnp.stack([{0}, {1}])"),
-    _along("jax.lax.dynamic_slice_in_dim({0}, 1, 1, AXIS)"),
-]  # fmt: skip
-SUMS = [
-    _pair("{0} + {1}"), _pair("{0} - {1}"), _pair("{0} * {1}"),
-    _pair("{0} / (jnp.square({1}) + 0.5)"), _plain("{0} * {0}"),
-    _pair("{0} / {1}", fits=lambda x: bool(np.all(np.abs(x) > 0.3))),
-    _with_data("{1} / (jnp.square({0}) + 0.5)"),
-    _broadcast_pair, _broadcast_pair, _matmul, _matmul, _matmul, _einsum, _convolve, _window,
-    _along("jnp.cumsum({0}, AXIS)"), _reduce(["jnp.sum", "jnp.mean", "jnp.sum"]),
-    _scatter_add, _segments, _reduce(["jnp.prod", "jnp.var", "jnp.std"]),
-    _along("jnp.cumprod({0}, AXIS)"), _along("jnp.diff({0}, axis=AXIS)", least=2),
-]  # fmt: skip
-EXTREMA = [
-    _pair("jnp.maximum({0}, {1})"), _pair("jnp.minimum({0}, {1})"),
-    _plain("jnp.maximum({0}, 0.25)"), _with_data("jnp.minimum({0}, {1})"),
-    _reduce(["jnp.max", "jnp.min", "jnp.max"]), _window, _clip, _along("jnp.sort({0}, AXIS)"),
-    _top_k, _along("jax.lax.cummax({0}, AXIS)"), _along("jax.lax.cummin({0}, AXIS)"),
-    _reduce(["jnp.ptp"]), _with_data("jnp.clip({0}, {1} - 0.5, {1} + 0.5)"),
-]  # fmt: skip
-COMPOSITES = [
-    _along("jax.nn.softmax({0}, AXIS)"), _along("jax.nn.log_softmax({0}, AXIS)"),
-    _along("jax.nn.logsumexp({0}, AXIS)"), _along("jax.nn.standardize({0}, AXIS)", least=2),
-    _pair("jnp.logaddexp({0}, {1})"), _pair("jnp.hypot({0}, {1})"),
-    _plain("jax.nn.glu({0})", fits=lambda x: x.ndim > 0 and x.shape[-1] % 2 == 0),
-]  # fmt: skip
-DISCRETE = [
-    _plain("jnp.sign({0})"), _plain("jnp.round({0})"), _plain("jnp.floor({0})"),
-    _plain("jnp.ceil({0})"), _plain("pjax.quantize({0}, 3)"), _plain("pjax.quantize({0}, 4, 0.5)"),
-    _plain("jnp.trunc({0})"), _plain("jnp.where({0} > 0.0, {0}, 0.1 * {0})"),
-    _compare, _compare, _compare, _logic, _logic, _where, _where, _where, _cast,
-]  # fmt: skip
-CONTROL = [_scan, _scan, _fori, _map, _cond, _frozen]
-FAMILIES = [
-    (5, VIEWS),
-    (5, SUMS),
-    (2.5, EXTREMA),
-    (4, [_curve]),
-    (0.7, COMPOSITES),
-    (3, DISCRETE),
-    (1.5, CONTROL),
-]
-_SHARES = np.array([share for share, _ in FAMILIES]) / sum(share for share, _ in FAMILIES)
+__all__ = ["Input", "Op", "Program"]
 
 
 # What is promised
@@ -771,9 +104,10 @@ def _compiled(c: Constraint, operands: Sequence[Any], target: Any, weights: Weig
         def function(operands: Any, target: Any, out: Any) -> Projection:
             return c.rule.project(c.params, operands, target, Weights(weights.operands, out))
 
-        # What has an address in its name is new every time; then the traced program is the key.
+        # What is only equal to itself is new every time; then the traced program is the key.
         arguments = (operands, target, weights.out)
-        compiled = _shared(function, arguments) if "0x" in params else jax.jit(function)
+        new = "0x" in params or type(c.rule).__eq__ is object.__eq__
+        compiled = _shared(function, arguments) if new else jax.jit(function)
         _COMPILED[key] = compiled, c  # which keeps its addresses
     return _COMPILED[key][0](operands, target, weights.out)
 
@@ -816,7 +150,11 @@ def check(program: Program) -> None:
     """
     with _guard("trace"):
         solve = pjax.project(
-            program.function, program.argnums, metric=program.metric, schedule="parallel"
+            program.function,
+            program.argnums,
+            metric=program.metric,
+            schedule="parallel",
+            has_aux=program.has_aux,
         )
         try:
             graph = solve.trace(*program.arguments)
@@ -857,6 +195,7 @@ def check(program: Program) -> None:
                 if not np.all(np.isfinite(x)):
                     raise Failure("NaN", f"step {step}: {variable} is {np.asarray(x).tolist()}")
     _check_projections(problem)
+    _check_losses(problem)
 
 
 class _guard:  # noqa: N801
@@ -875,12 +214,26 @@ class _guard:  # noqa: N801
         raise Failure(f"crash in {self.stage}, {kind.__name__}", "".join(lines)) from error
 
 
+class _Quick:
+    """A constraint whose rule projects by what is compiled."""
+
+    def __init__(self, c: Constraint):
+        self.rule, self.own = self, c
+        self.out, self.params, self.variable, self.apply = c.out, c.params, c.variable, c.rule.apply
+
+    def __hash__(self) -> int:
+        return hash(self.own)
+
+    def __eq__(self, other: object) -> bool:
+        return other is self.own
+
+    def project(self, params: Any, operands: Any, target: Any, weights: Weights) -> Projection:
+        return project(self.own, operands, target, weights)
+
+
 def _project(problem: Problem, c: Constraint, operands: Sequence[Any], target: Any) -> Projection:
     """`Problem.project`, compiled."""
-    unread = None if c.out is None else problem.totals[c.out][1]
-    if unread is not None:
-        target = jnp.where(unread, c.rule.apply(c.params, *operands), target)
-    return project(c, operands, target, problem.weights_at(c))
+    return Problem.project(problem, _Quick(c), operands, target)  # pyright: ignore
 
 
 def _check_forward(program: Program, problem: Problem) -> None:
@@ -889,6 +242,8 @@ def _check_forward(program: Program, problem: Problem) -> None:
     def returned(parameters: list[Any], data: list[Any]) -> list[Any]:
         own, known = iter(parameters), iter(data)
         inputs = [next(own if i.variable else known) for i in program.inputs]
+        paired = [i.variable and i.array.dtype == np.complex64 for i in program.inputs]
+        inputs = [as_complex(x) if p else x for x, p in zip(inputs, paired, strict=True)]
         return jax.tree.leaves(program.function(*inputs))
 
     with _guard("forward"):
@@ -896,12 +251,16 @@ def _check_forward(program: Program, problem: Problem) -> None:
         arrays: tuple[list[Any], list[Any]] = ([], [])
         for i, x in zip(program.inputs, program.arguments, strict=True):
             arrays[not i.variable].append(x)
+        arrays = list(map(as_pair, arrays[0])), arrays[1]
         names = [i.name for i in sorted(program.inputs, key=lambda i: not i.variable)]
         traced = trace_program(returned, *arrays, names=names)
         env = traced.evaluate(*arrays)
         for i, (value, expected) in enumerate(zip(traced.outputs, own, strict=True)):
-            found = np.asarray(env[value], np.float32)
-            expected = np.asarray(expected, np.float32)
+            found, expected = np.asarray(env[value]), np.asarray(expected)
+            if np.iscomplexobj(expected):
+                expected = np.stack([expected.real, expected.imag])
+                found = found if np.isrealobj(found) else np.stack([found.real, found.imag])
+            found, expected = np.asarray(found, np.float32), np.asarray(expected, np.float32)
             close = functools.partial(np.allclose, found, expected, rtol=1e-4)
             atol = 1e-5 * _largest(expected)
             if close(atol=atol) or close(atol=atol + 10 * rounding(program, i, expected)):
@@ -920,11 +279,15 @@ def rounding(program: Program, output: int, expected: Array) -> float:
 
     def rounded(x: Any) -> Any:
         ends = random.choice([-np.inf, 0.0, np.inf], size=x.shape).astype(np.float32)
+        if x.dtype == np.complex64:
+            return jax.lax.complex(rounded(x.real), rounded(x.imag))
         up = np.where(ends, np.nextafter(x, ends), x) if x.dtype == np.float32 else x
         return jnp.asarray(up)
 
     for _ in range(8):
-        found = np.asarray(program.values(rounded)[name], np.float32)
+        found = program.values(rounded)[name]
+        found = np.stack([found.real, found.imag]) if np.iscomplexobj(found) else found
+        found = np.asarray(found, np.float32)
         moved = max(moved, float(np.max(np.abs(found - expected), initial=0.0)))
     return moved
 
@@ -946,6 +309,37 @@ def _check_projections(problem: Problem) -> None:
             _check_private(problem, c, private, scale, random)
             if any(view is not None for view in _expansion(c).views):
                 _check_shared(problem, c, private, scale, random)
+
+
+def _check_losses(problem: Problem) -> None:
+    """What the proximal step of a loss minimises is finite, and no more than where it began."""
+    random = np.random.default_rng(0)
+    for c in problem.graph.losses:
+        for scale in (0.3, 3.0):
+            values = {v: _noise(random, np.asarray(x), scale) for v, x in problem.start.items()}
+            operands, weights = problem.operands(c, values), problem.weights_at(c)
+            with _guard(f"projection of {type(c.rule).__name__}"):
+                result = project(c, operands, None, weights)
+                moved = list(operands)
+                for i in c.views:
+                    moved[i] = result.moments[i].first / result.moments[i].mass
+                costs = [_proximal(c, weights, x, operands) for x in (operands, moved)]
+            shown = f"{c.name} ({type(c.rule).__name__}) from {operands} to {moved}"
+            if not np.isfinite(costs[0]):
+                continue  # no value there, so none nearby is looked for
+            if not all(np.all(np.isfinite(x)) for x in (*(moved[i] for i in c.views), costs[1])):
+                raise Failure("NaN", shown)
+            slack = 1e-4 * _largest(costs[0], operands[-1])
+            if not costs[1] <= costs[0] + slack:
+                raise Failure("rises", f"from {costs[0]} to {costs[1]}: {shown}")
+
+
+def _proximal(c: Constraint, weights: Weights, moved: Any, operands: Any) -> float:
+    """``Σ λ T(x) + ½ Σ ω |x − goal|²``."""
+    terms = np.asarray(c.rule.apply(c.params, *map(jnp.asarray, moved[:-1])), np.float64)
+    lams = np.asarray(operands[-1], np.float64)
+    total = float(np.sum(np.where(lams != 0, lams * terms, 0)))
+    return total + _squares(weights, moved, operands, None, None) / 2
 
 
 def _expansion(c: Constraint) -> Any:
@@ -982,6 +376,8 @@ def _check_private(
         else np.asarray(x)
         for o, x in zip(c.operands, problem.operands(c, problem.start), strict=True)
     ]
+    if re.match("lgamma|digamma", named.name):  # whose rules are of positive numbers
+        operands = [np.maximum(x, np.float32(0.05)) for x in operands]
     target = _noise(random, np.asarray(problem.start[c.out]), scale)
     weights = _weights(problem, named, random)
 
@@ -1001,14 +397,16 @@ def _check_private(
         variable = [x for x, m in zip(moved, result.moments, strict=True) if m is not None]
         if not all(np.all(np.isfinite(x)) for x in (*variable, result.out, result.distance)):
             raise Failure("NaN", "projection of " + particulars(moved=moved, z=result.out))
-        value = np.asarray(c.rule.apply(c.params, *moved))
+        value = np.asarray(c.rule.apply(c.params, *map(jnp.asarray, moved)))
     out = np.asarray(result.out, np.float64)
     unit = _largest(*operands, target, *moved)
     slack = 1e-3 * np.maximum(unit, np.abs(out))
     # Near a pole, or where the function is steep, rounding x' moves f(x'); but never over a jump.
     for e in () if c.rule.family == "discrete" else (3e-6, -3e-6):
         near = [x if m is None else x * (1 + e) for x, m in zip(moved, result.moments, strict=True)]
-        change = np.abs(np.asarray(c.rule.apply(c.params, *near), np.float64) - value)
+        change = np.abs(
+            np.asarray(c.rule.apply(c.params, *map(jnp.asarray, near)), np.float64) - value
+        )
         slack = np.maximum(slack, np.where(np.isfinite(change), 2 * change, 0) + 1e-3 * unit)
     wrong = np.abs(value - out) > slack
     if wrong.any() or not np.all(np.isfinite(value)):
@@ -1022,7 +420,7 @@ def _check_private(
     # A relaxed boolean is on the graph only as 0 or 1.
     relaxed = {Choice: (0,), TruthTable: (0, 1)}.get(type(c.rule), ())
     trivial = [np.round(np.clip(x, 0, 1)) if i in relaxed else x for i, x in enumerate(operands)]
-    value = np.asarray(c.rule.apply(c.params, *trivial))
+    value = np.asarray(c.rule.apply(c.params, *map(jnp.asarray, trivial)))
     bound = _squares(weights, trivial, operands, value, target)
     if actual > bound * (1 + 1e-3) + floor:
         raise Failure(
@@ -1085,12 +483,20 @@ def _check_shared(
                 )
 
 
-def check_compiled(program: Program) -> None:
+SOLVERS = (pjax.AlternatingProjections(momentum=0.9), pjax.DouglasRachford(), pjax.Sweep())
+
+
+def check_compiled(program: Program, solvers: Sequence[Any] = SOLVERS) -> None:
     """Whole updates, as users make them."""
-    for solver in (pjax.AlternatingProjections(momentum=0.9), pjax.DouglasRachford()):
+    for solver in solvers:
         with _guard(f"update by {type(solver).__name__}"):
             solve = pjax.project(
-                program.function, program.argnums, solver=solver, steps=3, metric=program.metric
+                program.function,
+                program.argnums,
+                solver=solver,
+                steps=min(3, solver.default_steps),
+                metric=program.metric,
+                has_aux=program.has_aux,
             )
             arguments = program.arguments
             params = tuple(arguments[n] for n in program.argnums)
@@ -1103,6 +509,8 @@ def check_compiled(program: Program) -> None:
                 raise Refused(str(error)) from error
             if not all(np.all(np.isfinite(x)) for x in (*new, info.gap, info.loss_values)):
                 raise Failure("NaN", f"update by {type(solver).__name__}: {info}")
+            if [(x.shape, x.dtype) for x in new] != [(x.shape, x.dtype) for x in params]:
+                raise Failure("types", f"update by {type(solver).__name__}: {new}")
 
 
 # Shrinking
@@ -1211,9 +619,11 @@ class Tally:
     operations: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
 
-def generate(seed: int, number: int, curves: Sequence[str] | None = None) -> Program:
+def generate(
+    seed: int, number: int, curves: Sequence[str] | None = None, more: bool = False
+) -> Program:
     """Program ``number`` of a seed; the same everywhere."""
-    return Generator([seed, number], curves).program()
+    return (MoreGenerator if more else Generator)([seed, number], curves).program()
 
 
 def fuzz(
@@ -1223,12 +633,13 @@ def fuzz(
     compiled: int = 100,
     curves: Sequence[str] | None = None,
     small: bool = True,
+    more: bool = False,
 ) -> Tally:
     """Check programs; every ``compiled``-th one by whole updates, too."""
     tally = Tally()
     kinds: collections.Counter = collections.Counter()
     for number in numbers:
-        program = generate(seed, number, curves)
+        program = generate(seed, number, curves, more)
         tally.programs += 1
         tally.operations.update({op.code for op in program.ops})
         test = check
@@ -1249,9 +660,9 @@ def fuzz(
     return tally
 
 
-def _batch(arguments: tuple[int, list[int], int, bool]) -> Tally:
-    seed, numbers, compiled, small = arguments
-    return fuzz(seed, numbers, compiled=compiled, small=small)
+def _batch(arguments: tuple[int, list[int], dict[str, Any]]) -> Tally:
+    seed, numbers, options = arguments
+    return fuzz(seed, numbers, **options)
 
 
 def main() -> None:
@@ -1263,14 +674,13 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--compiled", type=int, default=100, help="every how many, whole updates")
     parser.add_argument("--whole", action="store_true", help="do not shrink")
+    parser.add_argument("--more", action="store_true", help="the programs of tests.more_programs")
     options = parser.parse_args()
     began = time.monotonic()
     numbers = range(options.first, options.first + options.programs)
     count = options.processes
-    batches = [
-        (options.seed, list(numbers[k::count]), options.compiled, not options.whole)
-        for k in range(count)
-    ]
+    chosen = {"compiled": options.compiled, "small": not options.whole, "more": options.more}
+    batches = [(options.seed, list(numbers[k::count]), chosen) for k in range(count)]
     if count == 1:
         tallies = [_batch(batches[0])]
     else:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -20,9 +21,41 @@ def test_random_programs(numbers):
     assert tally.refused.total() <= 0.2 * len(numbers)
 
 
+@pytest.fixture
+def as_people_write():
+    """With JAX's own promotion of types and dimensions."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 @pytest.mark.slow
-def test_whole_updates():
-    fuzz.check_compiled(fuzz.generate(1, 0, FEW))
+@pytest.mark.usefixtures("as_people_write")
+@pytest.mark.parametrize("numbers", [range(5), range(5, 10)])
+def test_what_people_write(numbers):
+    tally = fuzz.fuzz(1, numbers, compiled=0, small=False, more=True)
+    reports = [f"{program}\n{message}" for _, _, program, message in tally.failures]
+    assert not reports, "\n\n".join(reports)
+    assert not tally.refused
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("as_people_write")
+@pytest.mark.parametrize("more", [False, True])
+def test_whole_updates(more):
+    fuzz.check_compiled(fuzz.generate(1, 0, FEW, more))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("as_people_write")
+def test_what_people_write_is_drawn():
+    """Objectives that are scalars, with other things beside; complex parameters; all that runs."""
+    programs = [fuzz.generate(2, n, FEW, more=True) for n in range(6)]
+    assert {p.form for p in programs} >= {"scalar", "aux"}
+    for program in programs[:2]:
+        result = program.function(*program.arguments)
+        if program.has_aux:
+            result = result[0]
+        assert np.all(np.isfinite(np.hstack([np.ravel(x) for x in jax.tree.leaves(result)])))
 
 
 def test_programs_are_the_same_every_time():

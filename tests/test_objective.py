@@ -534,3 +534,37 @@ def test_a_loss_of_parameters_that_data_look_up_is_asked_by_samples():
     assert jnp.all((moved > 0) == jnp.array([True, False, True, False, False, True, False, False]))
     assert jnp.sqrt(jnp.mean((new - codes) ** 2)) <= 0.01 * jnp.sqrt(2) * 1.001
     assert jnp.all((new - codes)[index] * (z - codes[index]) > 0)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_what_sorts_is_not_of_single_elements(axis):
+    """A proximal step lowers the loss, whichever way the elements are in order."""
+
+    def fit(w):
+        scores = jnp.sort(w, axis)
+        return jnp.mean(jax.nn.logsumexp(scores, -1) - scores[:, 0])
+
+    w = jnp.array([[1.5, -0.25, 2.0], [-0.5, 0.75, -1.0]])
+    solve = pjax.project(fit, solver=pjax.AlternatingProjections())
+    problem = Problem.forward(solve.trace(w), pjax.Metric(), *solve.arrays(w))
+    for c in problem.graph.losses:
+        start = problem.operands(c, problem.start)
+        result = c.rule.project(c.params, start, None, problem.weights_at(c))
+        moved = [result.moments[i].first / result.moments[i].mass for i in c.views]
+        before, after = (c.rule.apply(c.params, *x) for x in (start[:-1], [*moved, *start[1:-1]]))
+        assert jnp.sum(start[-1] * (after - before)) < 0
+
+
+def test_a_loss_of_a_view_that_no_equation_makes():
+    """Of a real Fourier transform and back, the classical solvers see a sum through other views."""
+
+    def fit(w, u, v):
+        h = jnp.fft.irfft(jnp.fft.rfft(w) * (0.5 + 0.5j), 3)
+        chosen = jnp.where(v > 0, jnp.sqrt(jnp.abs(v)), jnp.tanh(v))
+        cosine = jnp.sum(h * u) / jnp.sqrt(jnp.sum(h * h) * jnp.sum(u * u) + 0.1)
+        return jnp.sum(jnp.square(chosen)) - cosine
+
+    w, v = jnp.array([[1.5, -0.25, 2.0], [-0.5, 0.75, -1.0]]), jnp.array([0.5, -1.0])
+    solve = pjax.project(fit, (0, 1, 2), solver=pjax.AlternatingProjections())
+    problem = Problem.forward(solve.trace(w, w, v), pjax.Metric(), *solve.arrays(w, w, v))
+    assert all(jnp.all(jnp.isfinite(x)) for x in problem.values)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import pjax_trace as pjax
+from pjax_trace.rule import Weights
+from pjax_trace.rules.angle import ANGLE
 
 RNG = np.random.default_rng(0)
 
@@ -443,3 +445,25 @@ def test_bad_arguments(operands, out, weights, match):
 def test_a_function_of_several_results():
     with pytest.raises(pjax.InputError, match="must return one array"):
         pjax.project_point(lambda x: (x, x), (1.0,), 1.0)
+
+
+def test_angles_of_negative_numbers_stay_on_their_side_of_the_cut():
+    """The float next to π is past it: what turns to there is on the other side, 2π away."""
+    y, x, weight = jnp.array([[0.0, -0.0, 1e-30, -1e-30], [-0.3, -1.0, -5.0, -2.0], [1, 1, 16, 16]])
+    u = jnp.stack([jnp.repeat(x, 4), jnp.tile(y, 4)])
+    z = ANGLE.apply({}, u)
+    found = ANGLE.project({}, (u,), z, Weights((1.0,), jnp.tile(weight, 4)))
+    np.testing.assert_allclose(found.out, z, atol=2e-6)
+    np.testing.assert_allclose(found.moments[0].first, u, atol=1e-5)
+
+
+@pytest.mark.parametrize("f", [jax.lax.lgamma, pytest.param(jnp.cosh, marks=pytest.mark.slow)])
+def test_points_of_a_curve_stay(f):
+    """Rounding says on which side of the graph they are, and two readers of it may differ."""
+    x = jnp.linspace(0.5, 6.0, 4096, dtype=jnp.float32)
+    weight = jnp.tile(jnp.array([0.5, 8.0]), 2048)
+
+    def nearest(x, z):
+        return pjax.project_point(f, (x,), z, weights=((1.0,), weight))[0][0]
+
+    np.testing.assert_allclose(jax.jit(nearest)(x, f(x)), x, rtol=1e-4)

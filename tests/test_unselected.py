@@ -8,6 +8,7 @@ from jax import lax
 
 import pjax_trace as pjax
 from pjax_trace import losses
+from pjax_trace.problem import Problem
 from tests.learning import CLASSICAL, fractions, normal
 
 pytestmark = pytest.mark.thinned(7)
@@ -202,3 +203,27 @@ def test_elements_that_are_passed_over_do_not_move_anything():
         moved, _ = pjax.project(fit, **options)(h, jnp.array([False, False, True]))
         np.testing.assert_array_equal(moved[:2], h[:2])
         assert 0 < moved[2] < 3
+
+
+@pytest.mark.parametrize(
+    "bounded",
+    [
+        lambda x: jnp.clip(x, -2.0, 2.0),
+        lambda x: jnp.minimum(jnp.maximum(x, -1.0), jnp.array([1.0, 2.0, 3.0])),
+        lambda x: jnp.tanh(jnp.maximum(x, -1.0)),
+        lambda x: jax.nn.sigmoid(-jnp.maximum(x, -1.0)),
+    ],
+)
+def test_what_is_infinite_holds_at_the_start(bounded):
+    """A minimum passes over an infinity as what it is, and not as any number."""
+
+    def fit(w):
+        filled = jnp.where(jnp.array([True, False, True]), w, jnp.inf)
+        return losses.squared_error(bounded(filled), jnp.zeros(3))
+
+    w = jnp.array([0.5, 1.0, -0.25])
+    solve = pjax.project(fit, solver=pjax.AlternatingProjections())
+    problem = Problem.forward(solve.trace(w), pjax.Metric(), *solve.arrays(w))
+    problem.prepare()
+    hard = problem.graph.hard
+    np.testing.assert_allclose(problem.gaps(problem.values)[hard], 0.0, atol=1e-6)
