@@ -49,6 +49,18 @@ def is_quadratic(
             return jnp.asarray(rng.integers(0, 2), dtype)
         return jnp.asarray(rng.uniform(0.5, 2), dtype)
 
+    # One computation: op by op, each kind of operation would be compiled by itself.
+    @jax.jit
+    def expand(known: Sequence[Any], one: Any, other: Any) -> Any:
+        def own(x: Any) -> list[Any]:
+            return list(function(known, x))
+
+        def slope(x: Any) -> Any:
+            return jax.jvp(own, (x,), (jnp.ones_like(x),))[1]
+
+        first, second = jax.jvp(slope, (one,), (jnp.ones_like(one),))
+        return own(one), first, second, own(other)
+
     try:
         with jax.ensure_compile_time_eval():
             for _ in range(points):
@@ -57,17 +69,8 @@ def is_quadratic(
                     jnp.asarray(rng.normal() * 10.0 ** rng.integers(-2, 3), moving)
                     for _ in range(2)
                 )
-
-                def own(x: Any, known: Sequence[Any] = known) -> list[Any]:
-                    return list(function(known, x))
-
-                def slope(x: Any, own: Any = own) -> Any:
-                    return jax.jvp(own, (x,), (jnp.ones_like(x),))[1]
-
-                value, target = own(one), own(other)
-                first, second = jax.jvp(slope, (one,), (jnp.ones_like(one),))
-                by = other - one
-                for v, a, b, t in zip(value, first, second, target, strict=True):
+                by = float(other - one)
+                for v, a, b, t in zip(*expand(known, one, other), strict=True):
                     steps = np.array([v, a * by, b * by * by / 2], float)
                     size = np.abs(steps).sum() + abs(float(t))
                     if not abs(steps.sum() - float(t)) <= 1e-4 * size:
