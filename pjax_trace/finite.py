@@ -12,7 +12,7 @@ from pjax_trace.graph import ConsensusGraph
 from pjax_trace.program import Value
 from pjax_trace.view import Variable, View
 
-__all__ = ["may_hide", "passes_over", "settle", "walled"]
+__all__ = ["may_hide", "passed_over", "settle", "walled"]
 
 
 def _added_data(view: View) -> list[Value]:
@@ -39,12 +39,20 @@ def walled(graph: ConsensusGraph, data: Mapping[Value, Any]) -> dict[Value, Any]
     return walled
 
 
-def passes_over(graph: ConsensusGraph) -> bool:
-    """Whether data or a variable choose among what a constraint reads, so that some is not read."""
-    views = [view for c in graph.constraints for _, view in c.reads]
-    views += [view for view in graph.outputs if view is not None]
-    masks = (e.affine.offset and not e.affine.total for view in views for e in view.equations)
-    return any(masks) or any(c.rule.chooses for c in graph.constraints)
+def passed_over(graph: ConsensusGraph) -> list[Variable]:
+    """What may have no value although the outputs have.
+
+    Data or a variable choose among what is read of it, or of what is computed from it.
+    """
+
+    def chosen(view: View) -> bool:
+        return any(e.affine.offset and not e.affine.total for e in view.equations)
+
+    found = {b for view in graph.outputs if view and chosen(view) for b in view.bases}
+    for c in reversed(graph.constraints):
+        after = c.rule.chooses or c.out in found
+        found.update(b for _, view in c.reads if after or chosen(view) for b in view.bases)
+    return [v for v in graph.variables if v in found and not v.parameter]
 
 
 def may_hide(view: View, known: Mapping[Value, Any]) -> bool:
@@ -70,7 +78,7 @@ def settle(
     views = [view for c in graph.constraints if c.out is None for _, view in c.reads]
     results = [known[view.out] for view in views or graph.outputs if view is not None]
     sound = functools.reduce(jnp.logical_and, (jnp.all(jnp.isfinite(x)) for x in results), True)
-    for v in graph.variables[len(graph.parameters) :]:
+    for v in passed_over(graph):
         most = float(jnp.finfo(v.dtype).max) ** 0.5  # squares are distances
         idle[v] = sound & ~(jnp.abs(start[v]) < most)
         start[v] = jnp.where(idle[v], 0, start[v])
