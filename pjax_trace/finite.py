@@ -12,7 +12,7 @@ from pjax_trace.graph import ConsensusGraph
 from pjax_trace.program import Value
 from pjax_trace.view import Variable, View
 
-__all__ = ["may_hide", "passes_over", "settle", "walled"]
+__all__ = ["may_hide", "passed_over", "settle", "walled"]
 
 
 def _added_data(view: View) -> list[Value]:
@@ -39,12 +39,31 @@ def walled(graph: ConsensusGraph, data: Mapping[Value, Any]) -> dict[Value, Any]
     return walled
 
 
-def passes_over(graph: ConsensusGraph) -> bool:
-    """Whether data or a variable choose among what a constraint reads, so that some is not read."""
-    views = [view for c in graph.constraints for _, view in c.reads]
-    views += [view for view in graph.outputs if view is not None]
-    masks = (e.affine.offset and not e.affine.total for view in views for e in view.equations)
-    return any(masks) or any(c.rule.chooses for c in graph.constraints)
+def passed_over(graph: ConsensusGraph) -> list[Variable]:
+    """What may have no value although the outputs have.
+
+    Data or a variable choose among what is read of it, or of what is computed from it; or it is
+    made of infinite data that are chosen, which a minimum passes over, say.
+    """
+    known = graph.program.known
+
+    def chosen(view: View) -> bool:
+        return any(e.affine.offset and not e.affine.total for e in view.equations)
+
+    def infinite(view: View) -> bool:
+        added = [known.get(v, np.inf) for v in _added_data(view)]
+        return chosen(view) and not all(np.all(np.isfinite(x)) for x in added)
+
+    made = set[Variable | None]()
+    for c in graph.constraints:
+        after = not c.rule.smooth and any(b in made for _, view in c.reads for b in view.bases)
+        if after or any(infinite(view) for _, view in c.reads):
+            made.add(c.out)
+    found = {b for view in graph.outputs if view and chosen(view) for b in view.bases}
+    for c in reversed(graph.constraints):
+        after = c.rule.chooses or c.out in found
+        found.update(b for _, view in c.reads if after or chosen(view) for b in view.bases)
+    return [v for v in graph.variables if (v in found or v in made) and not v.parameter]
 
 
 def may_hide(view: View, known: Mapping[Value, Any]) -> bool:
@@ -79,7 +98,7 @@ def settle(
     inner = [c for c in graph.constraints if c.out is not None]
     small = [c for c in inner if c.rule.smooth or c.rule.chooses]
     small = {base for c in small for _, view in c.reads for base in view.bases}
-    for v in graph.variables[len(graph.parameters) :]:
+    for v in passed_over(graph):
         most = float(jnp.finfo(v.dtype).max) ** 0.5  # squares are distances
         idle[v] = sound & ~(jnp.abs(start[v]) < most)
         wall = 0.0 if v in small else min(most / 16, 1e18)

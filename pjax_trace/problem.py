@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from pjax_trace.finite import may_hide, passes_over, settle, walled
+from pjax_trace.finite import may_hide, passed_over, settle, walled
 from pjax_trace.graph import ConsensusGraph, Constraint
 from pjax_trace.metric import Metric
 from pjax_trace.program import Value
@@ -57,7 +57,7 @@ class Problem:
             v: known[(v.repeats or v).value] for v in graph.variables
         }
         self.idle: dict[Variable, Array] = {}
-        if passes_over(graph):
+        if passed_over(graph):
             known, self.start, self.idle = settle(graph, known, self.start)
         self.data = walled(graph, known)
 
@@ -222,26 +222,27 @@ class Problem:
         free = functools.reduce(jnp.logical_or, [x for x in (unread, idle) if x is not None])
         value = c.rule.apply(c.params, *operands)
         free_target = jnp.where(free, value, target)
-        own = all(x.shape == value.shape for x, v in zip(operands, c.variable, strict=True) if v)
-        if idle is None or not own or not value.size:
-            return c.rule.project(c.params, operands, free_target, weights)
-        # Where there is no value, another element stands in, and what it does counts for nothing.
-        there = jnp.isfinite(value)
-        lost = free & ~there
+        answer = c.rule.project(c.params, operands, free_target, weights)
+        if idle is None or not self._elementwise(c):
+            return answer
+        # Where there is no value, nothing moves, whatever comes out of the projection there.
+        lost = free & ~jnp.isfinite(value)
+        out = jnp.where(lost, target, answer.out)
+        square = weights.out * jnp.square(out - jnp.where(lost, target, free_target))
+        moments: list[Moment | None] = []
+        for x, weight, m in zip(operands, weights.operands, answer.moments, strict=True):
+            if m is not None:
+                m = Moment(jnp.where(lost, m.mass * x, m.first), m.mass)
+                square = square + jnp.where(lost, 0, weight * jnp.square(m.first / m.mass - x))
+            moments.append(m)
+        return Projection(tuple(moments), out, jnp.sum(square))
 
-        def filled(x: Array, instead: Array) -> Array:
-            own = x.shape == lost.shape
-            return jnp.where(lost, jnp.ravel(instead)[jnp.argmax(there)], x) if own else x
-
-        answer = c.rule.project(
-            c.params, [filled(x, x) for x in operands], filled(free_target, value), weights
-        )
-        moments = [
-            m and m._replace(first=jnp.where(lost, m.mass * x, m.first))
-            for m, x in zip(answer.moments, operands, strict=True)
-        ]
-        distance = jnp.where(jnp.any(there), answer.distance, 0)
-        return Projection(tuple(moments), jnp.where(lost, target, answer.out), distance)
+    def _elementwise(self, c: Constraint) -> bool:
+        """Whether every element of what it reads has one copy, for one element of the output."""
+        assert c.out is not None
+        copies = c.rule.masses(c.params, tuple(1.0 if v else None for v in c.variable))
+        one = {i: isinstance(copies[i], float) and copies[i] == 1.0 for i, _ in c.reads}
+        return all(v.shape == c.out.shape and one[i] for i, v in c.reads)
 
     def project_alone(self, c: Constraint, values: Mapping[Variable, Array]) -> Projection:
         """The projection onto a set, where all that it reads weighs 1."""

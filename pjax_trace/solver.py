@@ -38,6 +38,9 @@ class Solver(eqx.Module):
         lacks: what it cannot be asked for, and why: a ``"granularity"``, ``"copies"``, a ``"tol"``,
             a ``"metric"`` with weights per parameter, of constraints, or relative to sizes.
         gaps: whether every constraint has a gap; else only sets have.
+        once: whether a step projects onto each constraint once, and the distances that it returns
+            are those of these projections. Where all of them start from the same values, these are
+            the gaps, so that no other code is needed to find them.
     """
 
     needs_copies: ClassVar[bool] = True
@@ -46,6 +49,7 @@ class Solver(eqx.Module):
     lifts: ClassVar[bool] = True
     lacks: ClassVar[Mapping[str, str]] = {}
     gaps: ClassVar[bool] = True
+    once: ClassVar[bool] = False
 
     @property
     def default_acceleration(self) -> tuple[Acceleration, ...]:

@@ -55,6 +55,7 @@ class AlternatingProjections(Solver):
     relaxation: float = 1.0
     momentum: float = 0.0
     needs_copies: ClassVar[bool] = False
+    once: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         check_range("AlternatingProjections: relaxation", self.relaxation, 0, 2)
@@ -247,6 +248,11 @@ class Accelerated(Solver):
     def needs_copies(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the solver needs copies."""
         return self.solver.needs_copies
+
+    @property
+    def once(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the solver projects onto each constraint once a step."""
+        return self.solver.once
 
     @property
     def schedules(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]

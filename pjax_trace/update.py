@@ -17,6 +17,7 @@ from pjax_trace.problem import Problem
 from pjax_trace.signature import Signature
 from pjax_trace.solver import Ending, Solver
 from pjax_trace.spaces import Space, space_of
+from pjax_trace.steps import run_steps
 
 __all__ = ["Plan", "find_culprit", "run_update"]
 
@@ -122,8 +123,13 @@ def _solved(
     if plan.solver.gaps:
         space.problem.prepare()
         problem.prepare()
-    carry, history, steps = _iterate(plan, space)
-    return base, start, space, history, steps, plan.solver.ending(space, carry)
+    solver = plan.solver
+    carry, history, steps, gaps = run_steps(solver, space, plan.steps, plan.tol)
+    if gaps is None:
+        ending = solver.ending(space, carry)
+    else:
+        ending = Ending(solver.values(space, carry)[: len(graph.parameters)], gaps)
+    return base, start, space, history, steps, ending
 
 
 def _latent(
@@ -142,37 +148,6 @@ def _latent(
         jnp.where(jnp.all(x == s), z, x)
         for x, s, z in zip(parameters, settled, state.latent, strict=True)
     ]
-
-
-def _iterate(plan: Plan, space: Space) -> tuple[Any, Array, Array]:
-    """All steps: the carry at the end, squared distances by step, and the number of steps."""
-    solver, tol = plan.solver, plan.tol
-    carry = solver.init(space, space.original.values)
-    taken = jnp.asarray(plan.steps, jnp.int32)
-    if plan.steps == 1 and tol is None:
-        carry, distances = solver.step(space, carry)
-        return carry, distances[None], taken
-    if tol is None:
-        carry, history = jax.lax.scan(
-            lambda carry, _: solver.step(space, carry), carry, None, length=plan.steps
-        )
-        return carry, history, taken
-    hard = space.problem.graph.hard
-    history = jnp.zeros((plan.steps, len(hard)), jnp.result_type(float))
-
-    def unfinished(loop: Any) -> Array:
-        carry, history, k = loop
-        gap = jnp.sqrt(jnp.sum(space.original.gaps(solver.values(space, carry)), where=hard))
-        last = history[jnp.maximum(k - 1, 0)]
-        return (k < plan.steps) & ((gap > tol) | (k == 0)) & jnp.all(jnp.isfinite(last))
-
-    def body(loop: Any) -> Any:
-        carry, history, k = loop
-        carry, distances = solver.step(space, carry)
-        return carry, history.at[k].set(distances), k + 1
-
-    loop = (carry, history, jnp.zeros((), jnp.int32))
-    return jax.lax.while_loop(unfinished, body, loop)
 
 
 def _info(

@@ -17,9 +17,10 @@ import optax
 
 import pjax_trace as pjax
 
-from .models import FIELDS, Field
+from .models import Field
+from .more_models import FIELDS
 
-__all__ = ["Run", "adam", "alternating", "held_out", "sweep"]
+__all__ = ["Run", "adam", "alternating", "held_out", "projection", "sweep", "trained", "value"]
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 BATCHES = 100
@@ -35,9 +36,27 @@ class Run(NamedTuple):
 
 
 def value(field: Field, parameters: Any, *batch: Any) -> jax.Array:
-    """The objective alone."""
-    out = field.objective(parameters, *batch)
+    """The objective alone; a module that it would change is left as it is."""
+    out = field.objective(jax.tree.map(lambda leaf: leaf, parameters), *batch)
     return out[0] if field.has_aux else out
+
+
+def projection(field: Field, **options: Any) -> Any:
+    """`pjax.project` of the objective as it is."""
+    options |= {"has_aux": field.has_aux, "trainable": field.trainable}
+    return pjax.project(field.objective, **options)
+
+
+def trained(field: Field, train: Any, batches: Any, start: Any = None) -> tuple[Any, list[Any]]:
+    """The parameters after updates by these batches, and what each of them reported."""
+    parameters, reports = field.parameters(0) if start is None else start, []
+    state = train.init(parameters)
+    for batch in batches:
+        parameters, state, info = train.update(parameters, state, *batch)
+        reports.append(info)
+        if field.after:
+            parameters = field.after(parameters, info.aux)
+    return parameters, reports
 
 
 def held_out(field: Field) -> Any:
@@ -47,7 +66,7 @@ def held_out(field: Field) -> Any:
 
 def sweep(field: Field, seed: int, loss: Any = None, batches: int = BATCHES) -> Run:
     """By `pjax.project` as it is."""
-    train = pjax.project(field.objective, has_aux=field.has_aux, trainable=field.trainable)
+    train = projection(field)
     loss = loss or held_out(field)
     parameters = field.parameters(seed)
     state, times = train.init(parameters), []
@@ -110,13 +129,7 @@ def adam(field: Field, seed: int, rate: float, step: Any, loss: Any, batches: in
 def alternating(field: Field, updates: int = 3, steps: int = 20) -> tuple[list[float], float]:
     """The losses of one batch, updated by it over and over, and the seconds of the first update."""
     solver = pjax.AlternatingProjections(momentum=0.9)
-    train = pjax.project(
-        field.objective,
-        solver=solver,
-        steps=steps,
-        has_aux=field.has_aux,
-        trainable=field.trainable,
-    )
+    train = projection(field, solver=solver, steps=steps)
     parameters, batch = field.parameters(0), field.batch(0)
     state, losses, first = train.init(parameters), [float(value(field, parameters, *batch))], None
     for _ in range(updates):

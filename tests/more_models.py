@@ -1,10 +1,9 @@
-"""Models as their fields write them, with losses of their own, that projections train.
+"""More models of other fields, and all of them together.
 
-Nothing in them is written for projections. Their data are drawn from seeds.
+Their data are drawn from seeds.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,19 +13,10 @@ import optax
 from flax import nnx
 from jax import lax
 
-__all__ = ["FIELDS", "Field"]
+from . import models
+from .models import Field
 
-
-class Field(NamedTuple):
-    """A model, its objective and its data."""
-
-    parameters: Callable[[int], Any]  # seed -> parameters
-    objective: Callable[..., Any]  # of parameters and a batch -> a scalar, or that and others
-    batch: Callable[[int], tuple]  # number -> the arrays of a batch
-    held_out: tuple  # arrays for the held-out loss
-    has_aux: bool = False
-    trainable: Any = None
-    after: Callable[[Any, Any], Any] | None = None  # parameters and others -> parameters
+__all__ = ["FIELDS"]
 
 
 def drawn(sample, size=64, held_out=512):
@@ -367,6 +357,7 @@ def flax_module():
 
 
 FIELDS: dict[str, Callable[[], Field]] = {
+    **models.FIELDS,
     "spiking net": spiking,
     "vq autoencoder": quantised_autoencoder,
     "contrastive": contrastive,

@@ -447,3 +447,27 @@ def test_parameters_that_are_no_numbers(value):
     ]:
         with pytest.raises(pjax.InputError, match=parameter):
             make(**{parameter: value})
+
+
+@pytest.mark.parametrize("tol", [None, 1e-2])
+def test_a_step_measures_the_gaps_that_the_problem_has(tol):
+    """What alternating projections find by the code of a step is what is found without it."""
+
+    def fit(w, x):
+        pjax.constrain(jnp.tanh(x @ w["a"]) @ w["b"], pjax.sets.Equal(0.3))
+
+    w = {"a": jnp.full((3, 4), 0.2), "b": jnp.linspace(-1.0, 1.0, 8).reshape(4, 2)}
+    x = jnp.linspace(-1.0, 1.0, 15).reshape(5, 3)
+
+    class Apart(pjax.AlternatingProjections):
+        once = False
+
+    def solved(solver):
+        return pjax.project(fit, solver=solver, steps=7, tol=tol)(w, x)
+
+    (one, info), (other, expected) = solved(pjax.AlternatingProjections()), solved(Apart())
+    assert int(info.steps) == int(expected.steps)
+    np.testing.assert_allclose(info.history, expected.history, rtol=1e-5)
+    np.testing.assert_allclose(info.distances, expected.distances, rtol=1e-4, atol=1e-6)
+    for a, b in zip(one.values(), other.values(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
