@@ -124,10 +124,10 @@ class Signature:
     def arrays(self, leaves: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Those to solve for, and data."""
         parameters, data = [leaves[i] for i in self.moving], [leaves[i] for i in self.fixed]
-        # JAX takes NumPy's arrays as they are, but parameters also come back.
+        # JAX takes NumPy's arrays as they are, but parameters also come back. So do counters.
         return (
             [strong(x) for x in parameters],
-            [x if is_array(x) else jnp.asarray(x) for x in data],
+            [_counted(x) if is_array(x) else jnp.asarray(x) for x in data],
         )
 
     def rebuild(self, parameters: Sequence[Any], data: Sequence[Any]) -> tuple[tuple, dict]:
@@ -167,6 +167,12 @@ def strong(x: Any) -> Any:
     if is_shape(x) or (isinstance(x, jax.Array) and not x.weak_type):
         return x
     return jnp.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
+
+
+def _counted(x: Any) -> Any:
+    """Data as they are, but that integers come back in ``info.aux`` without a weak type."""
+    weak = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.integer) and x.weak_type
+    return strong(x) if weak else x
 
 
 def _argument_names(fn: Callable[..., Any], count: int) -> list[str]:

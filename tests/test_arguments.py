@@ -43,6 +43,23 @@ def test_weakly_typed_parameters_compile_once():
     assert params["s"].dtype == jnp.float32 and not params["s"].weak_type
 
 
+def test_a_counter_that_comes_back_compiles_once():
+    """It goes in with a weak type, as some libraries make it, and comes back without one."""
+    counter = jnp.asarray(0)
+    assert counter.weak_type
+
+    def stepped(w, counter, x, y):
+        return jnp.mean((x @ w - y) ** 2), counter + 1
+
+    fit = Counted(stepped)
+    train = pjax.project(fit, has_aux=True)
+    w, state = W, train.init(W)
+    for _ in range(3):
+        w, state, info = train.update(w, state, counter, X, Y)
+        counter = info.aux
+    assert fit.traced == 1 and counter == 3 and counter.dtype == jnp.asarray(0).dtype
+
+
 @pytest.mark.parametrize("kind", [int, float])
 @pytest.mark.parametrize("place", ["argument", "keyword", "container"])
 def test_numbers_that_change_are_data(kind, place):
