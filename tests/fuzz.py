@@ -219,7 +219,8 @@ class _Quick:
 
     def __init__(self, c: Constraint):
         self.rule, self.own = self, c
-        self.out, self.params, self.variable, self.apply = c.out, c.params, c.variable, c.rule.apply
+        self.out, self.params, self.variable, self.reads = c.out, c.params, c.variable, c.reads
+        self.apply, self.masses = c.rule.apply, c.rule.masses
 
     def __hash__(self) -> int:
         return hash(self.own)
