@@ -62,10 +62,10 @@ class Sweep(Solver):
         strength: multiplies the λ of every loss.
         damping: of the least-squares solution; larger moves less.
         rank: of the approximation of XᵀX that is solved with where the damping is above its mean
-            eigenvalue, see `pjax_trace.ridge`; elsewhere it is estimated from a sample if there are
-            many rows. None to solve exactly everywhere, from all rows: an update of a GRU or a
-            transformer took an eighth longer and learned no better, one of a CNN had twice the
-            operations and gained up to a point.
+            eigenvalue and neither side of X is small, see `pjax_trace.ridge`; elsewhere it is
+            estimated from a sample if there are many rows. None to solve exactly everywhere, from
+            all rows: an update of a GRU or a transformer took an eighth longer and learned no
+            better, one of a CNN had twice the operations and gained up to a point.
         trust: how far the parameters of every feature of a layer move, in relation to the size of
             the layer's (root mean square, or √(2 / fan-in) if that is larger); twice as far in
             convolutions.

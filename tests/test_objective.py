@@ -196,8 +196,18 @@ def moved(function, *args, **options):
     return w
 
 
-@pytest.mark.parametrize("options", [{}, {"schedule": "parallel", "steps": 5}], ids=["sweep", "AP"])
-def test_recognised_losses_move_as_our_own(options):
+BY_AP = {"schedule": "parallel", "steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("options", "every"),
+    [
+        pytest.param({}, 1, id="sweep"),
+        pytest.param(BY_AP, 4, id="AP"),
+        pytest.param(BY_AP, 1, id="AP, all", marks=pytest.mark.slow),
+    ],
+)
+def test_recognised_losses_move_as_our_own(options, every):
     pairs = [
         (lambda w: integer_ce(w).mean(), lambda w: losses.cross_entropy(net(w), LABELS)),
         (OBJECTIVES["one-hot"][0], lambda w: losses.cross_entropy(net(w), LABELS)),
@@ -210,7 +220,7 @@ def test_recognised_losses_move_as_our_own(options):
         (OBJECTIVES["kl"][0], lambda w: losses.kl(net(w), P)),
         (OBJECTIVES["gathered"][0], lambda w: losses.nll(jax.nn.log_softmax(net(w)), LABELS)),
     ]  # fmt: skip
-    for theirs, ours in pairs:
+    for theirs, ours in pairs[::every]:
         for one, other in zip(
             moved(theirs, **options).values(), moved(ours, **options).values(), strict=True
         ):
@@ -536,7 +546,7 @@ def test_a_loss_of_parameters_that_data_look_up_is_asked_by_samples():
     assert jnp.all((new - codes)[index] * (z - codes[index]) > 0)
 
 
-@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("axis", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_what_sorts_is_not_of_single_elements(axis):
     """A proximal step lowers the loss, whichever way the elements are in order."""
 
