@@ -81,7 +81,7 @@ def test_angles_are_the_nearest():
     for seed, centre in enumerate([(0.0, 0.0), (-1.0, 0.05), (1.0, 1.0), (-0.3, -0.02)]):
         start = jnp.asarray(centre)[:, None]
         for scale in (0.3, 2.0):
-            pjax.testing.check_rule(angle_of, start, scale=scale, samples=30, seed=seed)
+            pjax.testing.check_rule(angle_of, start, scale=scale, samples=10, seed=seed)
 
 
 def test_what_has_no_rule_is_refused():
