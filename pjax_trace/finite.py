@@ -1,7 +1,7 @@
 """What is not finite on the way, though the outputs are: masks of −∞, and branches not taken."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def passed_over(graph: ConsensusGraph) -> list[Variable]:
         return any(e.affine.offset and not e.affine.total for e in view.equations)
 
     def infinite(view: View) -> bool:
-        added = [known.get(v, np.inf) for v in _added_data(view)]
+        added = (known.get(v, np.inf) for v in _added_data(view))
         return chosen(view) and not all(np.all(np.isfinite(x)) for x in added)
 
     made = set[Variable | None]()
@@ -75,7 +75,10 @@ def may_hide(view: View, known: Mapping[Value, Any]) -> bool:
 
 
 def settle(
-    graph: ConsensusGraph, known: Mapping[Value, Any], start: Mapping[Variable, Array]
+    graph: ConsensusGraph,
+    hidden: Sequence[Variable],
+    known: Mapping[Value, Any],
+    start: Mapping[Variable, Array],
 ) -> tuple[dict[Value, Any], dict[Variable, Array], dict[Variable, Array]]:
     """Find what has no value, such as a quotient by zero in a branch that is not taken.
 
@@ -83,6 +86,12 @@ def settle(
     zero, and its equations ask nothing of anyone. So do data, but for those of outputs. What is
     infinite may have been passed over as such, by a minimum, say: it starts from a large number,
     unless it is read by sums, which a number so large would rule, or where it may be chosen.
+
+    Args:
+        graph: the graph.
+        hidden: what may be `passed_over`.
+        known: all values of the forward pass.
+        start: where variables start.
 
     Returns:
         The data; where variables start; and which of their elements are idle.
@@ -98,7 +107,7 @@ def settle(
     inner = [c for c in graph.constraints if c.out is not None]
     small = [c for c in inner if c.rule.smooth or c.rule.chooses]
     small = {base for c in small for _, view in c.reads for base in view.bases}
-    for v in passed_over(graph):
+    for v in hidden:
         most = float(jnp.finfo(v.dtype).max) ** 0.5  # squares are distances
         idle[v] = sound & ~(jnp.abs(start[v]) < most)
         wall = 0.0 if v in small else min(most / 16, 1e18)

@@ -57,8 +57,8 @@ class Problem:
             v: known[(v.repeats or v).value] for v in graph.variables
         }
         self.idle: dict[Variable, Array] = {}
-        if passed_over(graph):
-            known, self.start, self.idle = settle(graph, known, self.start)
+        if hidden := passed_over(graph):
+            known, self.start, self.idle = settle(graph, hidden, known, self.start)
         self.data = walled(graph, known)
 
     @staticmethod

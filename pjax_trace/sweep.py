@@ -206,7 +206,7 @@ class Sweep(Solver):
         distances: dict[Constraint, Array] = {}
         residuals: dict[Variable, Array] = {}
         direct: dict[Edge, Moment] = {}
-        looked_up: list[Element] = []
+        read_by_losses: list[Element] = []
         answers: dict[Constraint, Answer] = {}
         asked_in_all = wide(0.0)
         for c in [c for c in outputs if c not in penalties]:
@@ -216,21 +216,22 @@ class Sweep(Solver):
             for i, view in c.reads:
                 length = wide(jnp.sum(jnp.square(said.asked[i])))
                 distances[c] = distances[c] + length
-                if all(base.parameter for base in view.bases) and not isinstance(c, Loss):
+                own = all(base.parameter for base in view.bases)
+                if own and not isinstance(c, Loss):
                     # What sets say of parameters themselves is no matter of rows: it is done.
                     direct[c, i] = said.moments[i]
-                elif all(base.parameter for base in view.bases):
+                    continue
+                asked_in_all = asked_in_all + length
+                if own:
                     ones = jnp.ones_like(said.asked[i])
-                    looked_up += elements(problem, view, (said.asked[i], ones, ones), 1, c)
-                    asked_in_all = asked_in_all + length
+                    read_by_losses += elements(problem, view, (said.asked[i], ones, ones), 1, c)
                 else:
                     ask(problem, residuals, view, said.asked[i])
-                    asked_in_all = asked_in_all + length
         for variable, value in problem.agreed(direct, problem.start).items():
             moves[variable] = value - problem.start[variable]
         names = {v: Named(v, Index.of(v.shape)) for v in graph.parameters}
         asked = go_back(problem, residuals, names, self.reach)
-        joined, single = systems(asked.readers, [*asked.elements, *looked_up])
+        joined, single = systems(asked.readers, [*asked.elements, *read_by_losses])
         solved = self._solve_systems(joined, rows, weight_of)
         solved += [self._solve_element(e, problem.start, rows, weight_of) for e in single]
         factor, enough = wide(1.0), min(1, rows / _ENOUGH_ROWS)

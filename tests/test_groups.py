@@ -151,8 +151,9 @@ def test_classical_solvers_fit(name, solver, loose_promotion):
     assert float(fit(new, X, Y)) < float(fit(params, X, Y))
 
 
+@pytest.mark.parametrize("samples", [10, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("bound", [-jnp.inf, -1.0, 0.5])
-def test_maxima_of_segments_are_the_nearest(bound):
+def test_maxima_of_segments_are_the_nearest(bound, samples):
     """With an empty segment, elements that are in none, and a lower bound."""
     segments = np.array([2, 0, 2, 7, 2, 3], np.int32)
 
@@ -161,7 +162,7 @@ def test_maxima_of_segments_are_the_nearest(bound):
         return call(function_p, SEGMENT_MAX, x, segments, bounds, name="maxima")
 
     for scale in (0.3, 2.0):
-        pjax.testing.check_rule(maxima, jnp.zeros(6), scale=scale, samples=10)
+        pjax.testing.check_rule(maxima, jnp.zeros(6), scale=scale, samples=samples)
 
 
 def test_ragged_products_of_all_kinds():

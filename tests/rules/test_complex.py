@@ -76,12 +76,13 @@ def test_the_derivative_of_a_magnitude():
     assert jnp.linalg.norm(answer[:, 2]) <= 2  # the phase of 0 is free
 
 
-def test_angles_are_the_nearest():
+@pytest.mark.parametrize("samples", [10, pytest.param(30, marks=pytest.mark.slow)])
+def test_angles_are_the_nearest(samples):
     """On either side of the cut, and near the origin."""
     for seed, centre in enumerate([(0.0, 0.0), (-1.0, 0.05), (1.0, 1.0), (-0.3, -0.02)]):
         start = jnp.asarray(centre)[:, None]
         for scale in (0.3, 2.0):
-            pjax.testing.check_rule(angle_of, start, scale=scale, samples=10, seed=seed)
+            pjax.testing.check_rule(angle_of, start, scale=scale, samples=samples, seed=seed)
 
 
 def test_what_has_no_rule_is_refused():
