@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from pjax_trace import _compat
 from pjax_trace.linear import Implicit, Made, Matrix
 
-__all__ = ["LeastSquares", "Ridge", "solve_ridge", "solve_ridges"]
+__all__ = ["LeastSquares", "Ridge", "solve_ridges"]
 
 _ROWS, _ROWS_PER_COLUMN = 1024, 4  # to estimate XᵀX from, whichever is more
 _SMALL, _SMALLEST = 64, 16  # the sizes of matrices that are factored together
@@ -35,17 +35,6 @@ class Ridge(NamedTuple):
 
     steps: list[Float[Array, "columns features"]]
     gains: Float[Array, "features"]
-
-
-def solve_ridge(
-    matrices: Sequence[Matrix],
-    target: Float[Array, "rows features"],
-    damping: float,
-    rank: int | None = None,
-    count: Any = None,
-) -> Ridge:
-    """The solution of one problem, see `solve_ridges`."""
-    return solve_ridges([LeastSquares(matrices, target, count)], damping, rank)[0]
 
 
 def solve_ridges(

@@ -4,7 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pjax_trace.ridge import solve_ridge
+from pjax_trace.ridge import LeastSquares, solve_ridges
+
+
+def solve_ridge(matrices, target, damping, rank=None, count=None):
+    return solve_ridges([LeastSquares(matrices, target, count)], damping, rank)[0]
 
 
 def problem(rows, columns, spectrum, seed=0):
