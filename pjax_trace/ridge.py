@@ -12,14 +12,26 @@ from jaxtyping import Array, Float
 
 from pjax_trace import _compat
 from pjax_trace.linear import Implicit, Made, Matrix
+from pjax_trace.whitening import whiteners
 
 __all__ = ["LeastSquares", "Ridge", "solve_ridges"]
 
 _ROWS, _ROWS_PER_COLUMN = 1024, 4  # to estimate XᵀX from, whichever is more
 _SMALL, _SMALLEST = 64, 16  # the sizes of matrices that are factored together
 
+
+class _Solution(NamedTuple):
+    """A solution, and pairs of factors; ``Tᵀ X dW`` is the sum of their products ``leftᵀ right``.
+
+    The right ones are linear in the solution.
+    """
+
+    solution: Array
+    factors: list[tuple[Array, Array]]
+
+
 # It yields positive definite matrices, and is sent the inverses of their Cholesky factors.
-_Solver = Generator[Array, Array, tuple[Array, Array]]
+_Solver = Generator[Array, Array, _Solution]
 
 
 class LeastSquares(NamedTuple):
@@ -38,9 +50,12 @@ class Ridge(NamedTuple):
 
 
 def solve_ridges(
-    problems: Sequence[LeastSquares], damping: float, rank: int | None = None
+    problems: Sequence[LeastSquares],
+    damping: float,
+    rank: int | None = None,
+    whitening: int | None = None,
 ) -> list[Ridge]:
-    """``(XᵀX + ω I)⁻¹ Xᵀ T`` with ``ω = damping · tr(XᵀX) / count``, X the matrices side by side.
+    """``(XᵀX + ω I)⁻¹ Xᵀ T P`` with ``ω = damping · tr(XᵀX) / count``, X the matrices side by side.
 
     Exact on the smaller side of X by Cholesky, or, if no side is small, with approximations of XᵀX
     (of no other part):
@@ -57,6 +72,7 @@ def solve_ridges(
         problems: each with matrices of equal rows.
         damping: not negative.
         rank: of the approximation; None to be exact everywhere, from all rows.
+        whitening: the rounds in which P is found, see `whiteners`; without, it is the unit matrix.
 
     Returns:
         The solutions.
@@ -67,20 +83,25 @@ def solve_ridges(
         needs.
     """
     found = _side_by_side([_solver(problem, damping, rank) for problem in problems])
+    if whitening:
+        maps = whiteners([problem.target for problem in problems], whitening)
+    else:
+        maps = [lambda x: x] * len(problems)
     ridges = []
-    for problem, (solution, gains) in zip(problems, found, strict=True):
+    for problem, (solution, factors), whiten in zip(problems, found, maps, strict=True):
         dtype, sizes = problem.target.dtype, [m.shape[1] for m in problem.matrices]
-        parts = jnp.split(solution, np.cumsum(sizes)[:-1])
-        ridges.append(Ridge([part.astype(dtype) for part in parts], gains.astype(dtype)))
+        parts = jnp.split(whiten(solution).astype(dtype), np.cumsum(sizes)[:-1])
+        gains = (jnp.sum(left * whiten(right), 0) for left, right in factors)
+        ridges.append(Ridge(parts, functools.reduce(jnp.add, gains).astype(dtype)))
     return ridges
 
 
-def _side_by_side(solvers: Sequence[_Solver]) -> list[tuple[Array, Array]]:
+def _side_by_side(solvers: Sequence[_Solver]) -> list[_Solution]:
     """What solvers return; the matrices that they yield at a time are factored together.
 
     One factorisation of a stack of matrices takes XLA as long to compile as that of one.
     """
-    found: dict[int, tuple[Array, Array]] = {}
+    found: dict[int, _Solution] = {}
     sent: dict[int, Array | None] = dict.fromkeys(range(len(solvers)))
     while sent:
         asked: dict[tuple[int, Any], dict[int, Array]] = {}
@@ -137,8 +158,7 @@ def _on_the_smaller_side(matrix: Array, target: Array, ridge: Array) -> _Solver:
     if columns <= rows:
         return (yield from _of_gram(matrix.T @ matrix, matrix.T @ target, ridge))
     multiplier = yield from _damped_solve(matrix @ matrix.T, target, ridge)
-    met = target - ridge * multiplier
-    return matrix.T @ multiplier, jnp.sum(target * met, 0)
+    return _Solution(matrix.T @ multiplier, [(target, target - ridge * multiplier)])
 
 
 def _of_a_sample(
@@ -159,7 +179,7 @@ def _of_a_sample(
 
 def _of_gram(gram: Array, right: Array, ridge: Array) -> _Solver:
     solution = yield from _damped_solve(gram, right, ridge)
-    return solution, jnp.sum(right * solution, 0)
+    return _Solution(solution, [(right, solution)])
 
 
 def _damped_solve(matrix: Array, right: Array, ridge: Array) -> Generator[Array, Array, Array]:
@@ -190,8 +210,8 @@ def _of_low_rank(
     large = inverse.T @ (inverse @ (_times(matrices, root).T @ target))
     solution = _transposed_times(matrices, (target - (seen @ factor) @ large) / ridge)
     # Tᵀ X dW = dWᵀ (XᵀX + ω I) dW
-    gains = ridge * jnp.sum(jnp.square(solution), 0) + jnp.sum(jnp.square(root.T @ solution), 0)
-    return solution, gains
+    seen = root.T @ solution
+    return _Solution(solution, [(ridge * solution, solution), (seen, seen)])
 
 
 def _times(matrices: Sequence[Array], x: Any) -> Array:

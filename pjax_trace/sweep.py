@@ -42,10 +42,12 @@ class Sweep(Solver):
     """Block projections from the outputs back to the inputs, once for every forward pass.
 
     The parameters of a layer, bias included, are moved by the regularised least-squares solution
-    ``dW = (XᵀX + ω I)⁻¹ Xᵀ (s R)`` for what its output was asked to move by, R. ω is ``damping``
-    times the mean square of a row of X. All constraints that read a parameter are rows of one such
-    problem. A parameter that more rows read than there are of the losses has most of them ask for
-    nothing; the factor s is by how many times there are more.
+    ``dW = (XᵀX + ω I)⁻¹ Xᵀ (s R) P`` for what its output was asked to move by, R. ω is ``damping``
+    times the mean square of a row of X. P is about ``(RᵀR)^(-1/2)``: the outputs are measured in a
+    metric in which all that is asked of them counts alike, however many features it is asked of.
+    All constraints that read a parameter are rows of one such problem. A parameter that more rows
+    read than there are of the losses has most of them ask for nothing; the factor s is by how many
+    times there are more.
 
     What is handed to the layers below is the adjoint of R for everything that has a derivative.
     What is discrete says itself which of its elements are worth a step to the next piece of their
@@ -87,6 +89,10 @@ class Sweep(Solver):
         per_unit: whether every feature of a layer, with its weights, is moved by what ``trust``
             allows, no more and no less: what is asked of it then has a direction, but no size. If
             not, a layer is shortened as a whole where it would move farther.
+        whitening: the rounds of the iteration for P. What little is asked of is raised by
+            ``3.4 ** whitening`` at most, because much of it is noise. Each block of 128 features
+            has a P of its own. None for the unit matrix, for a regularised least-squares step as
+            it is.
 
     Raises:
         InputError: if an argument is not positive.
@@ -117,6 +123,7 @@ class Sweep(Solver):
     decay: float | None = 0.1
     reach: float = 0.5
     per_unit: bool = True
+    whitening: int | None = 2
     needs_copies: ClassVar[bool] = False
     schedules: ClassVar[tuple[str, ...]] = ("sweep",)
     default_steps: ClassVar[int] = 1
@@ -134,7 +141,7 @@ class Sweep(Solver):
         """Arguments are positive."""
         for name in ("strength", "damping", "trust", "reach"):
             check_positive(f"Sweep: {name}", getattr(self, name))
-        for name in ("share", "decay"):
+        for name in ("share", "decay", "whitening"):
             if getattr(self, name) is not None:
                 check_positive(f"Sweep: {name}", getattr(self, name))
 
@@ -284,7 +291,7 @@ class Sweep(Solver):
             target = len(system.target) / rows * system.target
             problems.append(LeastSquares(matrices, target, system.rows))
             weights.append(own)
-        ridges = solve_ridges(problems, self.damping, self.rank)
+        ridges = solve_ridges(problems, self.damping, self.rank, self.whitening)
         each = zip(joined, problems, ridges, weights, strict=True)
         return [self._trusted_step(*of_one, rows) for of_one in each]
 

@@ -10,6 +10,8 @@ import pytest
 import pjax_trace as pjax
 from pjax_trace import losses, sets
 
+from .learning import LIMIT
+
 
 def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
@@ -190,8 +192,6 @@ ACTIVATIONS = {
     "difference": lambda x: jnp.exp(x) / (1 + jnp.exp(x)) - jnp.exp(-x) / (1 + jnp.exp(-x)),
     "sine": jnp.sin,
 }
-# Heavy damping, no trust for every unit: a move is along the gradient.
-LIMIT = pjax.Sweep(strength=1e-3, damping=1e4, share=None, decay=None, per_unit=False, trust=1e9)
 
 
 @pytest.mark.parametrize(

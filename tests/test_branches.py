@@ -9,6 +9,8 @@ from jax import lax
 import pjax_trace as pjax
 from pjax_trace import losses
 
+from .learning import LIMIT
+
 pytestmark = pytest.mark.thinned(4)
 
 X = jax.random.normal(jax.random.key(0), (6, 4))
@@ -20,8 +22,6 @@ SOLVERS = {
     "DR": (pjax.DouglasRachford(), 10),
 }
 EACH = pytest.mark.parametrize("solver", SOLVERS)
-# Heavy damping, no trust for every unit: a move is along the gradient.
-LIMIT = pjax.Sweep(strength=1e-3, damping=1e4, share=None, decay=None, per_unit=False, trust=1e9)
 
 
 def updated(fit, solver, *args, count=10, lowest=False):

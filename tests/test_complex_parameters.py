@@ -8,10 +8,10 @@ import pytest
 import pjax_trace as pjax
 from pjax_trace import losses
 
+from .learning import LIMIT
+
 pytestmark = pytest.mark.thinned(3)
 
-# Heavy damping, no trust for every unit: a move is along the gradient.
-LIMIT = pjax.Sweep(strength=1e-3, damping=1e4, share=None, decay=None, per_unit=False, trust=1e9)
 BATCH, LENGTH, WIDTH, STATES = 6, 8, 2, 3
 RANDOM = np.random.default_rng(0)
 

@@ -12,10 +12,10 @@ from pjax_trace.custom import call, function_p
 from pjax_trace.rules.scattered import SEGMENT_MAX
 from pjax_trace.trace import trace_program
 
+from .learning import LIMIT
+
 pytestmark = pytest.mark.thinned(4)
 
-# Heavy damping, no trust for every unit: a move is along the gradient.
-LIMIT = pjax.Sweep(strength=1e-3, damping=1e4, share=None, decay=None, per_unit=False, trust=1e9)
 RANDOM = np.random.default_rng(0)
 NODES, EDGES, WIDTH = 6, 14, 3
 

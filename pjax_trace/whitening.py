@@ -1,0 +1,115 @@
+"""The metric of what layers put out, from the covariance of what is asked of it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pjax_trace import _compat
+
+__all__ = ["whiteners"]
+
+_BLOCK = 128  # features that are whitened together
+_SMALL, _SMALLEST = 64, 16  # the sizes of matrices that are padded to a power of two
+_QUINTIC = 3.4445, -4.7750, 2.0315
+
+
+class _Blocks(NamedTuple):
+    """Features as so many blocks of a size, the last one filled up by zeros."""
+
+    features: int
+    blocks: int
+    size: int
+
+    @classmethod
+    def of(cls, features: int) -> "_Blocks":
+        count = -(-features // _BLOCK)
+        return cls(features, count, -(-features // count))
+
+    @property
+    def padded(self) -> int:
+        """The size of the stack of matrices that its matrices are in."""
+        if self.size > _SMALL:
+            return self.size
+        return max(_SMALLEST, 1 << (self.size - 1).bit_length())
+
+    def split(self, x: Array) -> list[Float[Array, "rows size"]]:
+        if self.blocks == 1:
+            return [x]
+        more = self.blocks * self.size - self.features
+        return jnp.split(jnp.pad(x, ((0, 0), (0, more))), self.blocks, 1)
+
+    def covariances(self, target: Array) -> Float[Array, "blocks padded padded"]:
+        """Those of the features of every block, of trace 1."""
+        # Squares neither overflow nor vanish.
+        largest = jnp.max(jnp.abs(target))
+        split = self.split(target / jnp.where(largest > 0, largest, 1))
+        products = jnp.stack([part.T @ part for part in split])
+        total = jnp.trace(products, axis1=1, axis2=2)[:, None, None]
+        more = self.padded - self.size
+        return jnp.pad(products / jnp.where(total > 0, total, 1), ((0, 0), (0, more), (0, more)))
+
+    def times(self, x: Array, roots: Float[Array, "blocks padded padded"]) -> Array:
+        own = roots[:, : self.size, : self.size]
+        parts = [part @ root for part, root in zip(self.split(x), own, strict=True)]
+        return jnp.concatenate(parts, 1)[:, : self.features]
+
+
+def whiteners(
+    targets: Sequence[Float[Array, "rows features"]], rounds: int
+) -> list[Callable[[Array], Array]]:
+    """For each target, what multiplies from the right by about ``C^(-1/2)``, C its covariance.
+
+    A layer whose outputs are measured in the metric ``C⁻¹`` counts what is asked of many features
+    alike as one thing, and not as many. ``C = TᵀT / tr(TᵀT)``, and in place of its inverse root
+    there is a polynomial P of it: each round of a Newton–Schulz iteration brings eigenvalues of
+    P C P nearer to 1, and multiplies those that are nearly 0 by 3.4². So what is asked in small
+    directions is raised by ``3.4 ** rounds`` at most, for most of it is noise. P is scaled such
+    that T P is as long as T. Each block of 128 features has a P of its own.
+
+    Args:
+        targets: what is asked of layers, in any float type.
+        rounds: at least 1.
+
+    Returns:
+        Functions of arrays whose last axis counts the features of the target, in its wide type.
+
+    References:
+        K. Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024, for the
+        coefficients. N. Higham, Functions of Matrices, SIAM 2008, chapter 8, for the iteration.
+    """
+    blocks = [_Blocks.of(target.shape[1]) for target in targets]
+    # Matrices of one size are multiplied together: XLA compiles that once.
+    stacks: dict[tuple[int, Any], list[Array]] = {}
+    places = []
+    for target, own in zip(targets, blocks, strict=True):
+        wide = _compat.promoted(target.dtype, jnp.float32)
+        stack = stacks.setdefault((own.padded, wide), [])
+        places.append(((own.padded, wide), sum(map(len, stack))))
+        stack.append(own.covariances(target.astype(wide)))
+    roots = {key: _inverse_roots(jnp.concatenate(stack), rounds) for key, stack in stacks.items()}
+
+    def whitener(own: _Blocks, root: Array) -> Callable[[Array], Array]:
+        return (lambda x: own.times(x, root)) if own.features > 1 else (lambda x: x)
+
+    return [
+        whitener(own, roots[key][first : first + own.blocks])
+        for own, (key, first) in zip(blocks, places, strict=True)
+    ]
+
+
+def _inverse_roots(matrices: Array, rounds: int) -> Array:
+    """P, about ``C^(-1/2)``, of positive semidefinite matrices of trace at most 1.
+
+    The trace of P C P is that of C.
+    """
+    a, b, c = _QUINTIC
+    unit = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)[None]
+    root, left = unit, matrices
+    for i in range(rounds):
+        factor = a * unit + b * left + c * (left @ left)
+        root = factor @ root if i else factor
+        left = factor @ left @ factor
+    before, after = (jnp.trace(x, axis1=1, axis2=2)[:, None, None] for x in (matrices, left))
+    return jnp.sqrt(before / jnp.where(after > 0, after, 1)) * root
