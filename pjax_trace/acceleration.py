@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from pjax_trace import _compat
 from pjax_trace.errors import InputError, check_positive, check_range
+from pjax_trace.sums import inner, squared
 
 __all__ = [
     "Acceleration",
@@ -38,7 +39,7 @@ Inner = Callable[[Any, Any], Array]
 def dot(x: Arrays, y: Arrays) -> Array:
     """The inner product where every element weighs the same."""
     zero = jnp.zeros((), jnp.result_type(float))
-    terms = (jnp.sum(a * b).astype(zero.dtype) for a, b in zip(x, y, strict=True))
+    terms = (inner(a, b).astype(zero.dtype) for a, b in zip(x, y, strict=True))
     return functools.reduce(jnp.add, terms, zero)
 
 
@@ -46,7 +47,7 @@ def rms(arrays: Arrays) -> Float[Array, ""]:
     """The root of the mean square of all elements."""
     dtype = _compat.promoted(*arrays)
     wide = _compat.promoted(dtype, jnp.float32)  # squares of half precision overflow
-    squares = jnp.asarray(sum(jnp.sum(jnp.square(x.astype(wide))) for x in arrays))
+    squares = jnp.asarray(sum(squared(x.astype(wide)) for x in arrays))
     return jnp.sqrt(squares / max(1, sum(x.size for x in arrays))).astype(dtype)
 
 

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from pjax_trace.sums import column_sums, squared
+
 __all__ = ["Design", "Implicit", "Jacobian", "Layout", "Made", "Matrix"]
 
 
@@ -30,6 +32,10 @@ class Implicit(eqx.Module):
     def squares(self) -> Float[Array, "columns"]:
         """The squared length of every column."""
         raise NotImplementedError
+
+    def total(self) -> Float[Array, ""]:
+        """The sum of the squares of all elements."""
+        return jnp.sum(self.squares())
 
     def transposed_times(
         self, target: Float[Array, "rows features"]
@@ -57,7 +63,10 @@ class Made(Implicit):
         return rows, columns
 
     def squares(self) -> Float[Array, "columns"]:
-        return jnp.sum(jnp.square(self.array), 0)
+        return column_sums(jnp.square(self.array))
+
+    def total(self) -> Array:
+        return squared(self.array)
 
     def transposed_times(self, target: Array) -> Array:
         return self.array.T @ target

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from pjax_trace import _compat
 from pjax_trace.linear import Implicit, Made, Matrix
+from pjax_trace.sums import column_sums
 from pjax_trace.whitening import whiteners
 
 __all__ = ["LeastSquares", "Ridge", "solve_ridges"]
@@ -91,7 +92,7 @@ def solve_ridges(
     for problem, (solution, factors), whiten in zip(problems, found, maps, strict=True):
         dtype, sizes = problem.target.dtype, [m.shape[1] for m in problem.matrices]
         parts = jnp.split(whiten(solution).astype(dtype), np.cumsum(sizes)[:-1])
-        gains = (jnp.sum(left * whiten(right), 0) for left, right in factors)
+        gains = (column_sums(left * whiten(right)) for left, right in factors)
         ridges.append(Ridge(parts, functools.reduce(jnp.add, gains).astype(dtype)))
     return ridges
 
@@ -139,8 +140,7 @@ def _solver(problem: LeastSquares, damping: float, rank: int | None) -> _Solver:
     )
     parts = [m if isinstance(m, Implicit) else Made(m) for m in matrices]
     rows, columns, count = len(target), sum(m.shape[1] for m in parts), problem.count
-    squares = jnp.concatenate([m.squares() for m in parts])
-    trace = jnp.sum(squares)
+    trace = functools.reduce(jnp.add, [m.total() for m in parts])
     trace = jnp.where(trace > 0, trace, 1)
     ridge = damping * trace / (rows if count is None else jnp.asarray(count, trace.dtype))
     enough = rows if rank is None else max(_ROWS, _ROWS_PER_COLUMN * columns)
@@ -148,7 +148,7 @@ def _solver(problem: LeastSquares, damping: float, rank: int | None) -> _Solver:
     if large and rank is not None and rows <= damping * columns:
         return _of_low_rank([m.made() for m in parts], target, ridge, trace, rank)
     if enough < rows:
-        return _of_a_sample(parts, target, ridge, squares, enough)
+        return _of_a_sample(parts, target, ridge, enough)
     return _on_the_smaller_side(jnp.concatenate([m.made() for m in parts], 1), target, ridge)
 
 
@@ -161,14 +161,12 @@ def _on_the_smaller_side(matrix: Array, target: Array, ridge: Array) -> _Solver:
     return _Solution(matrix.T @ multiplier, [(target, target - ridge * multiplier)])
 
 
-def _of_a_sample(
-    parts: Sequence[Implicit], target: Array, ridge: Array, squares: Array, enough: int
-) -> _Solver:
-    """What ``enough`` rows say of XᵀX, with its diagonal ``squares``; all else of all rows."""
+def _of_a_sample(parts: Sequence[Implicit], target: Array, ridge: Array, enough: int) -> _Solver:
+    """What ``enough`` rows say of XᵀX, with its exact diagonal; all else of all rows."""
     # Not one row in so many: it would meet the same pixels of all images.
     chosen = np.sort(np.random.default_rng(0).choice(len(target), enough, replace=False))
     sample = jnp.concatenate([m.take(chosen) for m in parts], 1)
-    seen = jnp.sum(jnp.square(sample), 0)
+    seen, squares = Made(sample).squares(), jnp.concatenate([m.squares() for m in parts])
     # What the sample has too little of, or nothing, would else be thought to be easily moved.
     scale = jnp.sqrt(jnp.where(seen > 0, squares / jnp.where(seen > 0, seen, 1), 0))
     unseen = jnp.diag(jnp.where(seen > 0, 0, squares))

@@ -10,14 +10,15 @@ product space in which all of it is one projection.
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from pjax_trace.acceleration import Acceleration, Averaging, Momentum, rms
+from pjax_trace import _compat
+from pjax_trace.acceleration import Acceleration, Averaging, Momentum
 from pjax_trace.backward import ask, elements, go_back
 from pjax_trace.errors import check_positive
 from pjax_trace.feasible import onto_sets, parameter_sets
@@ -30,7 +31,9 @@ from pjax_trace.ridge import LeastSquares, Ridge, solve_ridges
 from pjax_trace.rule import Moment
 from pjax_trace.solver import Ending, Solver
 from pjax_trace.spaces import Space
+from pjax_trace.sums import column_sums, inner, squared
 from pjax_trace.systems import Element, Named, System, systems
+from pjax_trace.trust import Move, Step, trusted
 from pjax_trace.view import Variable
 
 __all__ = ["Sweep"]
@@ -221,7 +224,7 @@ class Sweep(Solver):
             answers[c] = said
             distances[c] = wide(0.0)
             for i, view in c.reads:
-                length = wide(jnp.sum(jnp.square(said.asked[i])))
+                length = wide(squared(said.asked[i]))
                 distances[c] = distances[c] + length
                 own = all(base.parameter for base in view.bases)
                 if own and not isinstance(c, Loss):
@@ -239,8 +242,9 @@ class Sweep(Solver):
         names = {v: Named(v, Index.of(v.shape)) for v in graph.parameters}
         asked = go_back(problem, residuals, names, self.reach)
         joined, single = systems(asked.readers, [*asked.elements, *read_by_losses])
-        solved = self._solve_systems(joined, rows, weight_of)
-        solved += [self._solve_element(e, problem.start, rows, weight_of) for e in single]
+        wanted = self._solve_systems(joined, rows, weight_of)
+        wanted += [self._solve_element(e, problem.start, rows, weight_of) for e in single]
+        solved = trusted(wanted, self.trust)
         factor, enough = wide(1.0), min(1, rows / _ENOUGH_ROWS)
         if self.share is not None:
             promised = sum((solution.gain for solution in solved), wide(0.0))
@@ -276,8 +280,8 @@ class Sweep(Solver):
 
     def _solve_systems(
         self, joined: Sequence[System], rows: int, weight_of: Mapping[Variable, Any]
-    ) -> "list[_Solution]":
-        """What the parameters of least-squares problems move by.
+    ) -> list[Move]:
+        """What the parameters of least-squares problems would move by.
 
         A weight is a unit of length of the problem; where it gives a direction alone, a weight
         divides how far its parameters go along that.
@@ -285,53 +289,68 @@ class Sweep(Solver):
         problems, weights = [], []
         for system in joined:
             own = [float(weight_of[c.variable]) for c in system.columns]
-            roots = [1.0 if self.per_unit else math.sqrt(weight) for weight in own]
-            pairs = zip(system.columns, roots, strict=True)
+            pairs = zip(system.columns, self._roots(own), strict=True)
             matrices = [_divided(c.matrix, root) for c, root in pairs]
             target = len(system.target) / rows * system.target
             problems.append(LeastSquares(matrices, target, system.rows))
             weights.append(own)
         ridges = solve_ridges(problems, self.damping, self.rank, self.whitening)
         each = zip(joined, problems, ridges, weights, strict=True)
-        return [self._trusted_step(*of_one, rows) for of_one in each]
+        return [self._move(*of_one, rows) for of_one in each]
 
-    def _trusted_step(
+    def _roots(self, weights: Sequence[float]) -> list[float]:
+        return [1.0 if self.per_unit else math.sqrt(weight) for weight in weights]
+
+    def _move(
         self,
         system: System,
         problem: LeastSquares,
         ridge: Ridge,
         weights: Sequence[float],
         rows: int,
-    ) -> "_Solution":
-        """The step of one problem, as far as it is trusted."""
-        more, columns, target = len(system.target) / rows, system.columns, problem.target
+    ) -> Move:
+        """What one problem would move its parameters by."""
+        columns, more = system.columns, len(system.target) / rows
         divisors = weights if self.per_unit else [1.0] * len(weights)
-        roots = [1.0 if self.per_unit else math.sqrt(weight) for weight in weights]
-        steps = [step / root for step, root in zip(ridge.steps, roots, strict=True)]
-        count = max(1, sum(c.count for c in columns))
-        total = functools.reduce(jnp.add, (wide(c.squares) for c in columns))
-        size = jnp.sqrt(total / count).astype(target.dtype)
-        fan = sum(map(len, steps))
-        size = jnp.maximum(size, math.sqrt(2 / max(1, fan)))
-        trusted = system.trust_factor if self.per_unit else system.trust_factor / min(weights)
-        factor = self._trusted(size, fan, steps, trusted, self.per_unit)
-        if len(set(divisors)) == 1:
-            gain = jnp.sum(factor * ridge.gains[None]) / divisors[0]
-        else:
-            gains = (
-                jnp.sum(factor * step * c.matrix.transposed_times(target)) / divisor
-                for c, step, divisor in zip(columns, steps, divisors, strict=True)
+        steps = [
+            Step(c.variable, step / root if root != 1 else step, c.place, divisor)
+            for c, step, root, divisor in zip(
+                columns, ridge.steps, self._roots(weights), divisors, strict=True
             )
-            gain = functools.reduce(jnp.add, gains)
-        moves, squares = [], wide(0.0)
-        for c, step, divisor in zip(columns, steps, divisors, strict=True):
-            moves.append((c.variable, c.place(factor * step / divisor)))
-            lengths = jnp.sum(jnp.square(step), 0, keepdims=True) / divisor**2
-            squares = squares + wide(jnp.sum(jnp.square(factor) * lengths))
-        length = jnp.sqrt(squares / max(1, sum(x.size for x in steps))) / wide(size)
-        # What is only added has columns of constants, and does not decay.
-        decaying = [c.variable for c in columns if not c.constant]
-        return _Solution(moves, squares, wide(gain) / more, length, decaying, system.label)
+        ]
+        own = [column_sums(jnp.square(s.step)) for s in steps]
+        lengths = functools.reduce(jnp.add, own)
+        if len(set(divisors)) == 1:
+            squares, gains = lengths / divisors[0] ** 2, ridge.gains / divisors[0]
+        else:
+            pairs = list(zip(own, divisors, strict=True))
+            squares = functools.reduce(jnp.add, [x / divisor**2 for x, divisor in pairs])
+            gains = functools.reduce(
+                jnp.add,
+                [
+                    column_sums(s.step * c.matrix.transposed_times(problem.target)) / s.divisor
+                    for s, c in zip(steps, columns, strict=True)
+                ],
+            )
+        numbers = fan = sum(len(s.step) for s in steps)
+        if not self.per_unit:
+            numbers *= len(lengths)
+            lengths, squares, gains = (jnp.sum(x, keepdims=True) for x in (lengths, squares, gains))
+        return Move(
+            steps,
+            lengths,
+            squares,
+            gains / more,
+            functools.reduce(jnp.add, (wide(c.squares) for c in columns)),
+            sum(c.count for c in columns),
+            fan,
+            numbers,
+            system.trust_factor if self.per_unit else system.trust_factor / min(weights),
+            self.per_unit,
+            # What is only added has columns of constants, and does not decay.
+            [c.variable for c in columns if not c.constant],
+            system.label,
+        )
 
     def _solve_element(
         self,
@@ -339,49 +358,32 @@ class Sweep(Solver):
         values: Mapping[Variable, Array],
         rows: int,
         weight_of: Mapping[Variable, Any],
-    ) -> "_Solution":
-        """What a parameter moves by that is solved for element by element."""
+    ) -> Move:
+        """What a parameter would move by that is solved for element by element."""
         readers, weight = jnp.maximum(jnp.mean(e.readers), 1), float(weight_of[e.variable])
         total = e.square + weight * self.damping * jnp.mean(e.square) / readers
         # What few rows read is like a column of one-hot rows: its step is not shortened for it.
         step = jnp.maximum(1, readers / rows) * e.gradient / jnp.where(total > 0, total, 1)
-        size = jnp.maximum(rms([values[e.variable]]), math.sqrt(2 / max(1, e.fan)))
-        step = self._trusted(size, e.fan, [step], 1 / weight, False) * step
-        gain = wide(jnp.sum(step * e.gradient))
-        squares = wide(jnp.sum(jnp.square(step)))
-        return _Solution([(e.variable, step)], squares, gain, wide(0.0), [], e.label)
+        value = values[e.variable]
+        length, gain = squared(step)[None], inner(step, e.gradient)[None]
 
-    def _trusted(
-        self, size: Array, fan: int, steps: Sequence[Array], factor: float, per_unit: bool
-    ) -> Array:
-        """By what to shorten steps; per unit, a factor for each of the last axis."""
-        limit = self.trust * factor * size
-        tiny = float(jnp.finfo(limit.dtype).tiny)
-        if per_unit:
-            squares = (jnp.sum(jnp.square(x), 0, keepdims=True) for x in steps)
-            length = jnp.sqrt(sum(squares) / fan)
-            return jnp.where(length > 0, limit / jnp.maximum(length, tiny), 0.0)
-        return jnp.minimum(1.0, limit / jnp.maximum(rms(steps), tiny))
+        def place(moved: Array) -> Array:
+            return moved.reshape(value.shape)
 
-
-class _Solution(NamedTuple):
-    """What parameters move by.
-
-    Attributes:
-        moves: the parameters and their steps.
-        squares: the sum of the squares of all steps.
-        gain: what is promised, ``⟨R, J dθ⟩``.
-        length: how far what is multiplied with moves, in relation to its size.
-        weights: what is multiplied with.
-        label: the constraint that asks.
-    """
-
-    moves: list[tuple[Variable, Array]]
-    squares: Float[Array, ""]
-    gain: Float[Array, ""]
-    length: Float[Array, ""]
-    weights: list[Variable]
-    label: Constraint
+        return Move(
+            [Step(e.variable, step.reshape((-1, 1)), place, 1.0)],
+            length,
+            length,
+            gain,
+            squared(value.astype(_compat.promoted(value.dtype, jnp.float32))),
+            value.size,
+            e.fan,
+            value.size,
+            1 / weight,
+            False,
+            [],
+            e.label,
+        )
 
 
 def _divided(matrix: Implicit, root: float) -> Implicit:

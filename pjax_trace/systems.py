@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from pjax_trace import _compat
 from pjax_trace.index import Index
 from pjax_trace.linear import Design, Implicit, Jacobian, Made
+from pjax_trace.sums import squared
 from pjax_trace.view import Variable
 
 __all__ = [
@@ -161,7 +162,7 @@ def weight_columns(named: Named, operand: Array, jacobian: Jacobian) -> Columns 
     axes = index.transpose(design.columns), index.transpose(design.own)
     key = (index.offset, *(x.merged for x in axes))
     wide = _compat.promoted(operand.dtype, jnp.float32)  # squares of half precision overflow
-    squares = jnp.sum(jnp.square(operand.astype(wide)))
+    squares = squared(operand.astype(wide))
     columns = Columns(matrix, squares, variable, key, index, place, arrange, operand.size)
     return _scaled(columns, scale)
 
@@ -238,6 +239,9 @@ class _Stacked(Implicit):
 
     def squares(self) -> Float[Array, "columns"]:
         return functools.reduce(jnp.add, (part.squares() for part in self.parts))
+
+    def total(self) -> Float[Array, ""]:
+        return functools.reduce(jnp.add, (part.total() for part in self.parts))
 
     def transposed_times(self, target: Array) -> Array:
         stops = np.cumsum([part.shape[0] for part in self.parts])[:-1]

@@ -1,6 +1,5 @@
 """One update: the steps of a solver, accelerations around them, and all of it or nothing."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from pjax_trace.signature import Signature
 from pjax_trace.solver import Ending, Solver
 from pjax_trace.spaces import Space, space_of
 from pjax_trace.steps import run_steps
+from pjax_trace.sums import inner
 
 __all__ = ["Plan", "find_culprit", "run_update"]
 
@@ -234,5 +234,5 @@ def _order(space: Space) -> list[int]:
 
 def _all_finite(arrays: Sequence[Array]) -> Bool[Array, ""]:
     """Whether all elements are; 0 times one that is not is NaN, which no sum forgets."""
-    totals = [jnp.sum(jnp.real(x * 0)).astype(jnp.float32) for x in arrays]
-    return functools.reduce(jnp.add, totals) == 0
+    totals = [inner(jnp.real(x * 0), jnp.real(x)).astype(jnp.float32) for x in arrays]
+    return jnp.all(jnp.stack(totals) == 0)

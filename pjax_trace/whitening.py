@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pjax_trace import _compat
+from pjax_trace.sums import squared
 
 __all__ = ["whiteners"]
 
@@ -42,13 +43,13 @@ class _Blocks(NamedTuple):
 
     def covariances(self, target: Array) -> Float[Array, "blocks padded padded"]:
         """Those of the features of every block, of trace 1."""
-        # Squares neither overflow nor vanish.
-        largest = jnp.max(jnp.abs(target))
-        split = self.split(target / jnp.where(largest > 0, largest, 1))
+        split = self.split(target)
         products = jnp.stack([part.T @ part for part in split])
-        total = jnp.trace(products, axis1=1, axis2=2)[:, None, None]
+        total = jnp.stack([squared(part) for part in split])[:, None, None]
+        # Where squares overflow or vanish, nothing is known of how features go together.
+        known = (total > 0) & (total < jnp.inf)
         more = self.padded - self.size
-        return jnp.pad(products / jnp.where(total > 0, total, 1), ((0, 0), (0, more), (0, more)))
+        return jnp.pad(jnp.where(known, products / total, 0), ((0, 0), (0, more), (0, more)))
 
     def times(self, x: Array, roots: Float[Array, "blocks padded padded"]) -> Array:
         own = roots[:, : self.size, : self.size]
@@ -74,6 +75,7 @@ def whiteners(
 
     Returns:
         Functions of arrays whose last axis counts the features of the target, in its wide type.
+        Where squares overflow or vanish they are multiples of the identity.
 
     References:
         K. Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024, for the
@@ -106,10 +108,14 @@ def _inverse_roots(matrices: Array, rounds: int) -> Array:
     """
     a, b, c = _QUINTIC
     unit = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)[None]
-    root, left = unit, matrices
+    root = factor = unit
+    left = half = matrices
     for i in range(rounds):
+        left = half @ factor if i else left
         factor = a * unit + b * left + c * (left @ left)
         root = factor @ root if i else factor
-        left = factor @ left @ factor
-    before, after = (jnp.trace(x, axis1=1, axis2=2)[:, None, None] for x in (matrices, left))
-    return jnp.sqrt(before / jnp.where(after > 0, after, 1)) * root
+        half = factor @ left
+    # The trace of P C P, of which the last product is not needed.
+    before, after = jnp.trace(matrices, axis1=1, axis2=2), jnp.sum(half * factor, (1, 2))
+    scale = jnp.sqrt(jnp.where(after > 0, before / jnp.where(after > 0, after, 1), 1))
+    return scale[:, None, None] * root
