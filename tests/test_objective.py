@@ -221,10 +221,12 @@ def test_recognised_losses_move_as_our_own(options, every):
         (OBJECTIVES["gathered"][0], lambda w: losses.nll(jax.nn.log_softmax(net(w)), LABELS)),
     ]  # fmt: skip
     for theirs, ours in pairs[::every]:
+        # Roots that are found by iteration, of two formulas, differ by more than rounding.
+        near = 1e-4 if options and theirs is OBJECTIVES["sigmoid"][0] else 5e-6
         for one, other in zip(
             moved(theirs, **options).values(), moved(ours, **options).values(), strict=True
         ):
-            np.testing.assert_allclose(one, other, rtol=1e-3, atol=3e-5)
+            np.testing.assert_allclose(one, other, rtol=0, atol=near * np.max(np.abs(one)))
 
 
 def test_the_scale_of_the_objective_does_not_matter_to_a_sweep():
