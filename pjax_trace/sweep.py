@@ -20,7 +20,7 @@ from jaxtyping import Array
 from pjax_trace import _compat
 from pjax_trace.acceleration import Acceleration, Averaging, Momentum
 from pjax_trace.backward import ask, elements, go_back
-from pjax_trace.errors import check_positive
+from pjax_trace.errors import InputError, check_positive
 from pjax_trace.feasible import onto_sets, parameter_sets
 from pjax_trace.graph import ConsensusGraph, Constraint, Loss, Membership
 from pjax_trace.index import Index
@@ -147,6 +147,11 @@ class Sweep(Solver):
         for name in ("share", "decay", "whitening"):
             if getattr(self, name) is not None:
                 check_positive(f"Sweep: {name}", getattr(self, name))
+        if not isinstance(self.whitening, int | None):
+            raise InputError(
+                f"Sweep: whitening is a number of rounds, a positive integer or None, "
+                f"not {self.whitening!r}"
+            )
 
     @property
     def default_acceleration(self) -> tuple[Acceleration, ...]:

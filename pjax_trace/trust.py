@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float
 
 from pjax_trace.graph import Constraint
 from pjax_trace.outputs import wide
+from pjax_trace.sums import inner
 from pjax_trace.view import Variable
 
 __all__ = ["Move", "Solution", "Step", "trusted"]
@@ -87,17 +87,10 @@ def trusted(moves: Sequence[Move], trust: float) -> list[Solution]:
         return []
     # One vector of the units of all problems, and to which problem each belongs.
     owner = np.repeat(np.arange(len(moves)), [len(m.lengths) for m in moves])
-    own_units = jnp.asarray(owner[None] == np.arange(len(moves))[:, None], jnp.result_type(float))
-    lengths, squares, gains = (
-        jnp.concatenate([wide(getattr(m, name)) for m in moves])
-        for name in ("lengths", "squares", "gains")
-    )
+    lengths = jnp.concatenate([wide(m.lengths) for m in moves])
 
     def known(of: Callable[[Move], Any]) -> np.ndarray:
         return np.array([of(m) for m in moves])
-
-    def in_all(x: Array) -> Array:
-        return jnp.dot(own_units, x, precision=lax.Precision.HIGHEST)
 
     least = known(lambda m: math.sqrt(2 / max(1, m.fan))).astype(lengths.dtype)
     entries = known(lambda m: max(1, m.entries)).astype(lengths.dtype)
@@ -108,16 +101,14 @@ def trusted(moves: Sequence[Move], trust: float) -> list[Solution]:
     ratios = limits / jnp.maximum(each, float(jnp.finfo(each.dtype).tiny))
     exact = known(lambda m: m.exact)[owner]
     factors = jnp.where(exact, jnp.where(each > 0, ratios, 0), jnp.minimum(1, ratios))
-    gain, square = in_all(factors * gains), in_all(jnp.square(factors) * squares)
-    numbers = known(lambda m: max(1, sum(s.step.size for s in m.steps))).astype(lengths.dtype)
-    length = jnp.sqrt(square / numbers) / sizes
-    starts = np.cumsum([0, *(len(m.lengths) for m in moves)])
+    stops = np.cumsum([len(m.lengths) for m in moves])
     found = []
-    for i, m in enumerate(moves):
-        own = factors[starts[i] : starts[i + 1]]
+    for m, own, size in zip(moves, jnp.split(factors, stops[:-1]), sizes, strict=True):
+        gain, square = inner(own, wide(m.gains)), inner(jnp.square(own), wide(m.squares))
+        length = jnp.sqrt(square / max(1, sum(s.step.size for s in m.steps))) / size
         steps = [
             (s.variable, s.place(own.astype(s.step.dtype)[None] * s.step / s.divisor))
             for s in m.steps
         ]
-        found.append(Solution(steps, square[i], gain[i], length[i], m.weights, m.label))
+        found.append(Solution(steps, square, gain, length, m.weights, m.label))
     return found

@@ -457,9 +457,11 @@ def test_what_it_does_not_do():
 
     with pytest.raises(TraceError, match="returns a boolean that depends on"):
         sweep(truth, jnp.eye(3), normal(0, 4, 3))
-    for name in ("strength", "damping", "trust", "share", "decay", "reach"):
+    for name in ("strength", "damping", "trust", "share", "decay", "reach", "whitening"):
         with pytest.raises(InputError, match=f"Sweep: {name} must be a positive number, not 0"):
             pjax.Sweep(**{name: 0})
+    with pytest.raises(InputError, match="a positive integer or None, not 2.5"):
+        pjax.Sweep(whitening=2.5)
 
 
 def overflows_in_a_scan(w, x):
