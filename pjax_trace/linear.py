@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from pjax_trace.sums import column_sums, squared
 
-__all__ = ["Design", "Implicit", "Jacobian", "Layout", "Made", "Matrix"]
+__all__ = ["Design", "Implicit", "Jacobian", "Layout", "Made", "Matrix", "common_size"]
 
 
 class Implicit(eqx.Module):
@@ -79,6 +79,14 @@ class Made(Implicit):
 
 
 Matrix = Float[Array, "rows columns"] | Implicit
+
+
+def common_size(size: int) -> int:
+    """The size that square matrices of a size are filled up to, to be in one stack with others.
+
+    XLA compiles an operation on a stack once. Large matrices keep their size.
+    """
+    return size if size > 64 else max(16, 1 << (size - 1).bit_length())
 
 
 class Layout(NamedTuple):

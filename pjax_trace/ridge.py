@@ -11,14 +11,14 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pjax_trace import _compat
-from pjax_trace.linear import Implicit, Made, Matrix
+from pjax_trace.linear import Implicit, Made, Matrix, common_size
 from pjax_trace.sums import column_sums
 from pjax_trace.whitening import whiteners
 
 __all__ = ["LeastSquares", "Ridge", "solve_ridges"]
 
 _ROWS, _ROWS_PER_COLUMN = 1024, 4  # to estimate XᵀX from, whichever is more
-_SMALL, _SMALLEST = 64, 16  # the sizes of matrices that are factored together
+_SMALL = 64  # the size of matrices that are factored together
 
 
 class _Solution(NamedTuple):
@@ -73,7 +73,8 @@ def solve_ridges(
         problems: each with matrices of equal rows.
         damping: not negative.
         rank: of the approximation; None to be exact everywhere, from all rows.
-        whitening: the rounds in which P is found, see `whiteners`; without, it is the unit matrix.
+        whitening: the rounds in which P is found, about ``(TᵀT + ω I)^(-1/2)`` up to a factor, with
+            ``ω = damping · tr(TᵀT) / count``; see `whiteners`. None for the unit matrix.
 
     Returns:
         The solutions.
@@ -85,7 +86,9 @@ def solve_ridges(
     """
     found = _side_by_side([_solver(problem, damping, rank) for problem in problems])
     if whitening:
-        maps = whiteners([problem.target for problem in problems], whitening)
+        counts = [len(p.target) if p.count is None else p.count for p in problems]
+        dampings = [damping / count for count in counts]
+        maps = whiteners([p.target for p in problems], dampings, whitening)
     else:
         maps = [lambda x: x] * len(problems)
     ridges = []
@@ -112,7 +115,7 @@ def _side_by_side(solvers: Sequence[_Solver]) -> list[_Solution]:
             except StopIteration as end:
                 found[i] = end.value
                 continue
-            size = max(_SMALLEST, 1 << (len(matrix) - 1).bit_length())
+            size = common_size(len(matrix))
             asked.setdefault((size, matrix.dtype), {})[i] = matrix
         sent = {}
         for (size, _), own in asked.items():

@@ -46,11 +46,11 @@ class Sweep(Solver):
 
     The parameters of a layer, bias included, are moved by the regularised least-squares solution
     ``dW = (XᵀX + ω I)⁻¹ Xᵀ (s R) P`` for what its output was asked to move by, R. ω is ``damping``
-    times the mean square of a row of X. P is about ``(RᵀR)^(-1/2)``: the outputs are measured in a
-    metric in which all that is asked of them counts alike, however many features it is asked of.
-    All constraints that read a parameter are rows of one such problem. A parameter that more rows
-    read than there are of the losses has most of them ask for nothing; the factor s is by how many
-    times there are more.
+    times the mean square of a row of X. P is about ``(RᵀR + ω I)^(-1/2)``, with the ω of R: the
+    outputs are measured in a metric in which what is asked of them counts alike, however many
+    features it is asked of. All constraints that read a parameter are rows of one such problem. A
+    parameter that more rows read than there are of the losses has most of them ask for nothing; the
+    factor s is by how many times there are more.
 
     What is handed to the layers below is the adjoint of R for everything that has a derivative.
     What is discrete says itself which of its elements are worth a step to the next piece of their
@@ -65,7 +65,7 @@ class Sweep(Solver):
 
     Args:
         strength: multiplies the λ of every loss.
-        damping: of the least-squares solution; larger moves less.
+        damping: of the least-squares solution, and of the metric of the outputs; larger moves less.
         rank: of the approximation of XᵀX that is solved with where the damping is above its mean
             eigenvalue and neither side of X is small, see `pjax_trace.ridge`; elsewhere it is
             estimated from a sample if there are many rows. None to solve exactly everywhere, from
@@ -92,10 +92,8 @@ class Sweep(Solver):
         per_unit: whether every feature of a layer, with its weights, is moved by what ``trust``
             allows, no more and no less: what is asked of it then has a direction, but no size. If
             not, a layer is shortened as a whole where it would move farther.
-        whitening: the rounds of the iteration for P. What little is asked of is raised by
-            ``3.4 ** whitening`` at most, because much of it is noise. Each block of 128 features
-            has a P of its own. None for the unit matrix, for a regularised least-squares step as
-            it is.
+        whitening: the rounds of the iteration for P. Each block of 128 features has a P of its
+            own. None for the unit matrix.
 
     Raises:
         InputError: if an argument is not positive.
@@ -126,7 +124,7 @@ class Sweep(Solver):
     decay: float | None = 0.1
     reach: float = 0.5
     per_unit: bool = True
-    whitening: int | None = 2
+    whitening: int | None = 3
     needs_copies: ClassVar[bool] = False
     schedules: ClassVar[tuple[str, ...]] = ("sweep",)
     default_steps: ClassVar[int] = 1

@@ -1,5 +1,6 @@
 """The metric of what layers put out, from the covariance of what is asked of it."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -7,12 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pjax_trace import _compat
+from pjax_trace.linear import common_size
 from pjax_trace.sums import squared
 
 __all__ = ["whiteners"]
 
 _BLOCK = 128  # features that are whitened together
-_SMALL, _SMALLEST = 64, 16  # the sizes of matrices that are padded to a power of two
 _QUINTIC = 3.4445, -4.7750, 2.0315
 
 
@@ -28,54 +29,53 @@ class _Blocks(NamedTuple):
         count = -(-features // _BLOCK)
         return cls(features, count, -(-features // count))
 
-    @property
-    def padded(self) -> int:
-        """The size of the stack of matrices that its matrices are in."""
-        if self.size > _SMALL:
-            return self.size
-        return max(_SMALLEST, 1 << (self.size - 1).bit_length())
-
     def split(self, x: Array) -> list[Float[Array, "rows size"]]:
         if self.blocks == 1:
             return [x]
         more = self.blocks * self.size - self.features
         return jnp.split(jnp.pad(x, ((0, 0), (0, more))), self.blocks, 1)
 
-    def covariances(self, target: Array) -> Float[Array, "blocks padded padded"]:
-        """Those of the features of every block, of trace 1."""
+    def covariances(self, target: Array, damping: Any) -> Float[Array, "blocks padded padded"]:
+        """Those of the features of every block, and ``damping`` on their diagonal, of trace 1."""
         split = self.split(target)
         products = jnp.stack([part.T @ part for part in split])
         total = jnp.stack([squared(part) for part in split])[:, None, None]
         # Where squares overflow or vanish, nothing is known of how features go together.
         known = (total > 0) & (total < jnp.inf)
-        more = self.padded - self.size
-        return jnp.pad(jnp.where(known, products / total, 0), ((0, 0), (0, more), (0, more)))
+        damping = jnp.asarray(damping, target.dtype)
+        unit = jnp.eye(self.size, dtype=target.dtype)[None]
+        damped = jnp.where(known, products / total, 0) + damping * unit
+        more = common_size(self.size) - self.size
+        return jnp.pad(damped / (1 + damping * self.size), ((0, 0), (0, more), (0, more)))
 
-    def times(self, x: Array, roots: Float[Array, "blocks padded padded"]) -> Array:
+    def times(self, roots: Float[Array, "blocks padded padded"], x: Array) -> Array:
+        """An array times the block-diagonal matrix of these."""
         own = roots[:, : self.size, : self.size]
         parts = [part @ root for part, root in zip(self.split(x), own, strict=True)]
         return jnp.concatenate(parts, 1)[:, : self.features]
 
 
 def whiteners(
-    targets: Sequence[Float[Array, "rows features"]], rounds: int
+    targets: Sequence[Float[Array, "rows features"]], dampings: Sequence[Any], rounds: int
 ) -> list[Callable[[Array], Array]]:
     """For each target, what multiplies from the right by about ``C^(-1/2)``, C its covariance.
 
     A layer whose outputs are measured in the metric ``C⁻¹`` counts what is asked of many features
-    alike as one thing, and not as many. ``C = TᵀT / tr(TᵀT)``, and in place of its inverse root
-    there is a polynomial P of it: each round of a Newton–Schulz iteration brings eigenvalues of
-    P C P nearer to 1, and multiplies those that are nearly 0 by 3.4². So what is asked in small
-    directions is raised by ``3.4 ** rounds`` at most, for most of it is noise. P is scaled such
-    that T P is as long as T. Each block of 128 features has a P of its own.
+    alike as one thing, and not as many. ``C = TᵀT / tr(TᵀT) + damping I``, for what little is
+    asked is mostly noise; with much damping, the metric is the identity again. In place of the
+    inverse root there is a polynomial P of C: each round of a Newton–Schulz iteration brings
+    eigenvalues of P C P nearer to 1, and multiplies those that are nearly 0 by 3.4². P is scaled
+    such that the traces of P C P and C are the same. Each block of 128 features has a P of its own.
 
     Args:
         targets: what is asked of layers, in any float type.
+        dampings: not negative; for each target.
         rounds: at least 1.
 
     Returns:
         Functions of arrays whose last axis counts the features of the target, in its wide type.
-        Where squares overflow or vanish they are multiples of the identity.
+        Where squares overflow or vanish they are the identity if there is damping, or else
+        multiples of it.
 
     References:
         K. Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024, for the
@@ -85,18 +85,15 @@ def whiteners(
     # Matrices of one size are multiplied together: XLA compiles that once.
     stacks: dict[tuple[int, Any], list[Array]] = {}
     places = []
-    for target, own in zip(targets, blocks, strict=True):
+    for target, damping, own in zip(targets, dampings, blocks, strict=True):
         wide = _compat.promoted(target.dtype, jnp.float32)
-        stack = stacks.setdefault((own.padded, wide), [])
-        places.append(((own.padded, wide), sum(map(len, stack))))
-        stack.append(own.covariances(target.astype(wide)))
+        key = common_size(own.size), wide
+        stack = stacks.setdefault(key, [])
+        places.append((key, sum(map(len, stack))))
+        stack.append(own.covariances(target.astype(wide), damping))
     roots = {key: _inverse_roots(jnp.concatenate(stack), rounds) for key, stack in stacks.items()}
-
-    def whitener(own: _Blocks, root: Array) -> Callable[[Array], Array]:
-        return (lambda x: own.times(x, root)) if own.features > 1 else (lambda x: x)
-
     return [
-        whitener(own, roots[key][first : first + own.blocks])
+        functools.partial(own.times, roots[key][first : first + own.blocks])
         for own, (key, first) in zip(blocks, places, strict=True)
     ]
 

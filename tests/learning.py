@@ -8,16 +8,8 @@ import pjax_trace as pjax
 
 __all__ = ["CLASSICAL", "LIMIT", "cosines", "fractions", "normal"]
 
-# Heavy damping, no trust for every unit, no metric of the outputs: a move is along the gradient.
-LIMIT = pjax.Sweep(
-    strength=1e-3,
-    damping=1e4,
-    share=None,
-    decay=None,
-    per_unit=False,
-    trust=1e9,
-    whitening=None,
-)
+# Heavy damping, no trust for every unit: a move is along the gradient.
+LIMIT = pjax.Sweep(strength=1e-3, damping=1e4, share=None, decay=None, per_unit=False, trust=1e9)
 CLASSICAL = {"solver": pjax.AlternatingProjections(momentum=0.9), "steps": 15}
 
 
