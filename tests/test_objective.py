@@ -188,11 +188,11 @@ def test_objectives_by_a_classical_solver(name):
     assert function(w) < function(W)
 
 
-def moved(function, *args, **options):
+def moved(function, w=W, **options):
     train = pjax.project(function, **options)
-    w, state = W, train.init(W)
+    state = train.init(w)
     for _ in range(3):
-        w, state, _ = train.update(w, state, *args)
+        w, state, _ = train.update(w, state)
     return w
 
 
@@ -220,13 +220,13 @@ def test_recognised_losses_move_as_our_own(options, every):
         (OBJECTIVES["kl"][0], lambda w: losses.kl(net(w), P)),
         (OBJECTIVES["gathered"][0], lambda w: losses.nll(jax.nn.log_softmax(net(w)), LABELS)),
     ]  # fmt: skip
-    for theirs, ours in pairs[::every]:
-        # Roots that are found by iteration, of two formulas, differ by more than rounding.
-        near = 1e-4 if options and theirs is OBJECTIVES["sigmoid"][0] else 5e-6
-        for one, other in zip(
-            moved(theirs, **options).values(), moved(ours, **options).values(), strict=True
-        ):
-            np.testing.assert_allclose(one, other, rtol=0, atol=near * np.max(np.abs(one)))
+    # In float64, where rounding cannot hide a difference or be taken for one.
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        wide = {name: w.astype(jnp.float64) for name, w in W.items()}
+        for theirs, ours in pairs[::every]:
+            one, other = moved(theirs, wide, **options), moved(ours, wide, **options)
+            for a, b in zip(one.values(), other.values(), strict=True):
+                np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.max(np.abs(a)))
 
 
 def test_the_scale_of_the_objective_does_not_matter_to_a_sweep():
