@@ -27,6 +27,8 @@ from pjax_trace.info import Info as Info
 from pjax_trace.info import State as State
 from pjax_trace.linear import Jacobian as Jacobian
 from pjax_trace.metric import Metric as Metric
+from pjax_trace.nearest_solvers import Dykstra as Dykstra
+from pjax_trace.nearest_solvers import Halpern as Halpern
 from pjax_trace.point import project_point as project_point
 from pjax_trace.project import project as project
 from pjax_trace.projected import Projected as Projected
@@ -34,10 +36,17 @@ from pjax_trace.quantize import quantize as quantize
 from pjax_trace.registry import Case as Case
 from pjax_trace.registry import register_function as register_function
 from pjax_trace.registry import register_rule as register_rule
+from pjax_trace.relaxed import ADMM as ADMM
+from pjax_trace.relaxed import HybridInputOutput as HybridInputOutput
+from pjax_trace.relaxed import ReflectReflectRelax as ReflectReflectRelax
+from pjax_trace.relaxed import RelaxedAveragedReflections as RelaxedAveragedReflections
 from pjax_trace.rule import Moment as Moment
 from pjax_trace.rule import Projection as Projection
 from pjax_trace.rule import Rule as Rule
 from pjax_trace.rule import Weights as Weights
+from pjax_trace.solve import Solution as Solution
+from pjax_trace.solve import nearest as nearest
+from pjax_trace.solve import solve as solve
 from pjax_trace.solver import Solver as Solver
 from pjax_trace.solvers import Accelerated as Accelerated
 from pjax_trace.solvers import AlternatingProjections as AlternatingProjections

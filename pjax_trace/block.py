@@ -42,13 +42,15 @@ def project_jointly(
 ) -> tuple[list[Array], Array]:
     """The nearest point of the linearised graph of ``out = function(*start)``.
 
-    Further rounds linearise where the last one ended, with the start kept, and tend to a nearest
-    point of the graph itself.
+    Elements of the output whose weight is 0 go where the operands say. Further rounds linearise
+    where the last one ended, with the start kept, and tend to a nearest point of the graph itself.
 
     Returns:
         The operands, and the output.
     """
     moved, multiplier = list(start), jnp.zeros_like(out)
+    free = weight_out == 0
+    weight_out = jnp.where(free, 1, weight_out)
     for _ in range(rounds):
         value, push = jax.linearize(function, *moved)
         transpose = jax.linear_transpose(push, *moved)
@@ -57,14 +59,16 @@ def project_jointly(
             return [x / w for x, w in zip(transpose(y), masses, strict=True)]
 
         def operator(y: Array, push: Any = push, steps: Any = steps) -> Array:
-            return y / weight_out + push(*steps(y))
+            return jnp.where(free, y, y / weight_out + push(*steps(y)))
 
         back = push(*(s - x for s, x in zip(start, moved, strict=True)))
+        asked = jnp.where(free, 0, out - value - back)  # which keeps their multipliers at 0
         multiplier, _ = jax.scipy.sparse.linalg.cg(
-            operator, out - value - back, multiplier, tol=tol, maxiter=iterations
+            operator, asked, multiplier, tol=tol, maxiter=iterations
         )
         moved = [s + d for s, d in zip(start, steps(multiplier), strict=True)]
-    return moved, out - multiplier / weight_out
+    moved_out = out - multiplier / weight_out
+    return moved, jnp.where(free, function(*moved), moved_out)
 
 
 def hand_over(rule: Rule, params: Params, operands: Arrays, request: Request) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from pjax_trace import _compat
 from pjax_trace.colour import colour
 from pjax_trace.control import carries_p, loop_p
 from pjax_trace.custom import constrain_p, function_p, loss_p
+from pjax_trace.direct import without_copies
 from pjax_trace.errors import MissingRuleError, TraceError
 from pjax_trace.graph import (
     ConsensusGraph,
@@ -21,6 +22,7 @@ from pjax_trace.graph import (
     Loss,
     Membership,
 )
+from pjax_trace.preimage import absorb_sets
 from pjax_trace.program import Equation, Program, Value, needed_equations
 from pjax_trace.rewrite import absorb_producers
 from pjax_trace.translation import Affine, Outcome, Project, Refuse
@@ -35,14 +37,23 @@ _INNER_LOSS = Refuse("a loss that layers go on to compute with; write it out in 
 _CALLS = {loss_p: Loss, constrain_p: Membership, function_p: Constraint}
 
 
-def build_graph(program: Program, *, strict: bool = True, coloured: bool = True) -> ConsensusGraph:
+def build_graph(
+    program: Program,
+    *,
+    strict: bool = True,
+    schedule: str = "parallel",
+    copies: bool = True,
+) -> ConsensusGraph:
     """The consensus graph of a program.
 
     Args:
         program: the program.
         strict: whether to raise what is wrong; otherwise it is in the graph's ``problems``, and
             what cannot be projected onto is left out, its outputs being free variables.
-        coloured: whether to colour it, which may take identities; a sweep has no use for them.
+        schedule: what it is for. All but that of a sweep, and the product schedule, need colours,
+            for which identities may be inserted.
+        copies: whether constraints are to have copies in any case. Else problems of sets alone,
+            and those that need no copies, become that.
 
     Raises:
         MissingRuleError: for primitives without a rule, all at once.
@@ -62,7 +73,17 @@ def build_graph(program: Program, *, strict: bool = True, coloured: bool = True)
         problems=tuple(builder.problems),
     )
     graph = absorb_producers(graph)
-    return colour(graph) if coloured else graph
+    if schedule == "sweep":
+        return graph
+    cyclic = schedule == "cyclic"
+    sets = None if copies or graph.losses else absorb_sets(graph, cyclic=cyclic)
+    if sets is not None and schedule != "product":
+        direct = without_copies(sets, cyclic=cyclic)
+        if direct is not None:
+            return direct
+    if sets is not None and all(c.out is None or c.rule.joint for c in sets.constraints):
+        graph = sets
+    return graph if schedule == "product" else colour(graph)
 
 
 class _Builder:
@@ -107,7 +128,7 @@ class _Builder:
     def keep_loop(self, equation: Equation) -> None:
         """A scan as one constraint for each of its outputs, which are projected onto together."""
         loop = equation.params["loop"]
-        body = build_graph(loop.program, coloured=False)
+        body = build_graph(loop.program, schedule="sweep")
         count = len(equation.outputs) - loop.scan.carries
         results, slots = equation.outputs[:count], equation.outputs[count:]
         rule = LoopRule(loop, body, slots)

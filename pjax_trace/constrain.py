@@ -1,6 +1,5 @@
 """``constrain``: require a value to lie in a set."""
 
-import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -10,45 +9,10 @@ from jaxtyping import Array, Float
 
 from pjax_trace.custom import call, constrain_p
 from pjax_trace.errors import InputError
-from pjax_trace.rule import Arrays, Moment, Params, Projection, Rule, Weights, squared_distance
+from pjax_trace.set_rule import SetRule
 from pjax_trace.sets import Set
 
 __all__ = ["constrain"]
-
-
-@dataclasses.dataclass(frozen=True)
-class SetRule(Rule):
-    """The projection onto a set; the operands after the first are the arrays of the set.
-
-    Args:
-        structure: of the set, as a pytree.
-        static: its leaves that are no arrays; None for those that are.
-    """
-
-    structure: Any
-    static: tuple[Any, ...]
-
-    family = "set"
-    movable = 1  # the set itself is data
-
-    @property
-    def convex(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the set is known to be convex."""
-        return jax.tree.unflatten(self.structure, self.static).convex
-
-    def apply(self, params: Params, *operands: Array) -> Array:
-        """The identity."""
-        return operands[0]
-
-    def project(self, params: Params, operands: Arrays, out: Any, weights: Weights) -> Projection:
-        """The nearest point of the set; one weight does not change which that is."""
-        x, *leaves = operands
-        arrays = iter(leaves)
-        own = (next(arrays) if leaf is None else leaf for leaf in self.static)
-        moved = jax.tree.unflatten(self.structure, own).project(x)
-        weight = weights.operands[0]
-        moments = (Moment(weight * moved, weight), *(None,) * len(leaves))
-        return Projection(moments, None, squared_distance(weight, moved, x))
 
 
 def constrain(x: Float[Array, "..."], set: Set) -> Float[Array, "..."]:  # noqa: A002

@@ -44,6 +44,7 @@ def explanation(
     schedule: str = "parallel",
     step: Callable[[ConsensusGraph, list[Any], list[Any]], Any] | None = None,
     has_aux: bool = False,
+    spread: bool = True,
 ) -> Explanation:
     """Explain what ``function(parameters, data)`` compiles to, or why it cannot be compiled.
 
@@ -60,6 +61,7 @@ def explanation(
         step: what makes a step, of the graph, parameters and data, if its operations are to be
             counted as a whole; else they are those of one projection onto every constraint.
         has_aux: whether the first output alone is the objective.
+        spread: whether there are copies even where there is no use for them.
 
     Returns:
         An `Explanation`.
@@ -94,7 +96,6 @@ def explanation(
         )
 
     sweep = schedule == "sweep"
-    coloured = schedule in ("parallel", "cyclic")
 
     problems: list[str] = []
     try:
@@ -109,8 +110,9 @@ def explanation(
         except TraceError as error:
             program = traced("outputs")  # which raises again what is no matter of the objective
             problems.append(f"{error} What the outputs alone compile to:")
-        graph = build_graph(program, strict=False, coloured=coloured)
+        graph = build_graph(program, strict=False, schedule=schedule, copies=spread)
         graph = coarsen(graph, granularity)
+        copies = copies and not graph.direct
     except TraceError as error:
         return Explanation(name, copies, schedule, problems=(*problems, str(error)))
     problems += graph.problems

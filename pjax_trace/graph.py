@@ -107,7 +107,11 @@ class LoopRule(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class ConsensusGraph:
-    """What a function compiles to. ``print(graph)`` shows it."""
+    """What a function compiles to. ``print(graph)`` shows it.
+
+    It is *direct* if constraints of one colour have no elements in common, and each reads every
+    element once: there is nothing that copies would have to agree on.
+    """
 
     program: Program
     parameters: tuple[Variable, ...]
@@ -115,6 +119,7 @@ class ConsensusGraph:
     outputs: tuple[View | None, ...] = ()
     problems: tuple[str, ...] = ()
     colours: Mapping[Constraint | Variable, int] = dataclasses.field(default_factory=dict)
+    direct: bool = False
 
     @property
     def variables(self) -> tuple[Variable, ...]:

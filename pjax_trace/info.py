@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from pjax_trace.errors import TraceError
+from pjax_trace.errors import InputError, TraceError
+from pjax_trace.signature import mismatch
 
-__all__ = ["Auxiliary", "Info", "State", "parted"]
+__all__ = ["Auxiliary", "Info", "State", "check_state", "parted"]
 
 
 class State(eqx.Module):
@@ -23,6 +24,7 @@ class State(eqx.Module):
         memory: those of the accelerations.
         latent: the points that the parameters are projections of, where a sweep keeps any; else
             nothing.
+        point: what the solver iterates on, where updates go on from it; else nothing.
         structure: what the parameters and the accelerations must be like.
     """
 
@@ -30,7 +32,26 @@ class State(eqx.Module):
     updates: Int[Array, ""]
     memory: tuple[Any, ...]
     latent: tuple[Array, ...]
+    point: tuple[Any, ...]
     structure: Any = eqx.field(static=True)
+
+
+def check_state(method: str, state: Any, expected: Any) -> None:
+    """Check that a state belongs to parameters and accelerations like these.
+
+    Raises:
+        InputError: if it does not, or is none.
+    """
+    if not isinstance(state, State):
+        raise InputError(f"{method}: state must come from init, but is {type(state).__name__}")
+    if state.structure == expected:
+        return
+    if state.structure[0] != expected[0]:
+        raise InputError(mismatch(method, expected[0], state.structure[0]))
+    raise InputError(
+        f"{method}: the state is that of other accelerations ({', '.join(state.structure[1])}), "
+        f"and not of these ({', '.join(expected[1])}), or of others of these kinds; start from init"
+    )
 
 
 class Auxiliary:
@@ -84,6 +105,8 @@ class Info(eqx.Module):
         moved: how far the last step moved what each constraint reads and makes, in the order of
             ``moved_names``; in a sweep, the parameters that it reads.
         history: the distance moved in every step, losses apart; NaN for steps not taken.
+        residuals: with a ``tol``, how far from a solution every step found itself; NaN for steps
+            not taken.
         steps: how many steps were taken.
         aux_arrays: those of ``aux``.
         finite: False if something was not finite; then the parameters are those that came in.
@@ -94,6 +117,7 @@ class Info(eqx.Module):
     loss_values: Float[Array, "losses"]
     moved: Float[Array, "moved"]
     history: Float[Array, "steps"]
+    residuals: Float[Array, "steps"] | None
     steps: Int[Array, ""]
     finite: Bool[Array, ""]
     aux_arrays: tuple[Array, ...]

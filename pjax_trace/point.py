@@ -116,8 +116,9 @@ class Point:
         (first,) = self.view.pull(data, weights[1] * (out - offset))
         # An output element that the function does not return asks nothing of its equation.
         returned = mass > 0
-        mass = jnp.where(returned, mass, 1)
-        target = jnp.where(returned, first / mass, c.rule.apply(c.params, *point))
+        divided = jnp.where(returned, mass, 1)
+        target = jnp.where(returned, first / divided, c.rule.apply(c.params, *point))
+        mass = mass if c.rule.joint else divided
         try:
             result = c.rule.project(c.params, point, target, Weights(tuple(metric), mass))
         except TraceError as error:

@@ -15,7 +15,7 @@ from pjax_trace.finite import may_hide, passed_over, settle, walled
 from pjax_trace.graph import ConsensusGraph, Constraint
 from pjax_trace.metric import Metric
 from pjax_trace.program import Value
-from pjax_trace.rule import Moment, Projection, Weights
+from pjax_trace.rule import Moment, Prepared, Projection, Weights
 from pjax_trace.view import Variable, View
 
 __all__ = ["Edge", "Problem", "Values", "added"]
@@ -47,7 +47,7 @@ class Problem:
         product: bool = False,
     ):
         self.graph, self.metric, self.env, self.inputs = graph, metric, env, inputs
-        self.product = product
+        self.product = product or graph.direct
         scales, self.parts, self.rest = graph.program.objective.evaluate(env)
         # The mean of the losses of so many rows asks of each for what its loss alone does.
         rows = max(1, graph.rows)
@@ -190,7 +190,17 @@ class Problem:
 
     def prepare(self) -> None:
         """Make now what is made once: in a loop's body it would be made in every step."""
-        _ = self.totals
+        _ = self.totals, self.params
+
+    @functools.cached_property
+    def params(self) -> dict[Constraint, Any]:
+        """What every constraint's rule is given, with what is made once an update."""
+        made = {c: c.params for c in self.graph.constraints}
+        for c in self.graph.constraints:
+            if isinstance(c.rule, Prepared):
+                operands = self.operands(c, self.start)
+                made[c] = c.rule.prepare(c.params, operands, self.weights_at(c))
+        return made
 
     def mass(self, variable: Variable) -> Array:
         """The total weight of a variable."""
@@ -217,12 +227,14 @@ class Problem:
         unread = None if c.out is None else self.totals[c.out][1]
         idle = None if c.out is None else self.idle.get(c.out)
         if unread is None and idle is None:
-            return c.rule.project(c.params, operands, target, weights)
+            return c.rule.project(self.params[c], operands, target, weights)
         # An output element that nobody reads is free: its equation asks nothing of anyone.
         free = functools.reduce(jnp.logical_or, [x for x in (unread, idle) if x is not None])
         value = c.rule.apply(c.params, *operands)
         free_target = jnp.where(free, value, target)
-        answer = c.rule.project(c.params, operands, free_target, weights)
+        if c.rule.joint:
+            weights = weights._replace(out=jnp.where(free, 0, weights.out))
+        answer = c.rule.project(self.params[c], operands, free_target, weights)
         if idle is None or not self._elementwise(c):
             return answer
         # Where there is no value, nothing moves, whatever comes out of the projection there.

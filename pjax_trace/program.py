@@ -180,6 +180,10 @@ class Program:
         """Constants and all that is made of them, evaluated: for programs that are small."""
         return self._from_constants(lambda v: True)
 
+    def known_of(self, values: Collection[Value]) -> dict[Value, Any] | None:
+        """These values, if they are made of constants alone."""
+        return evaluated(self.equations, self.known, values)
+
     def _from_constants(self, wanted: Callable[[Value], bool]) -> dict[Value, Any]:
         known = {v: a for v, a in self.constants.items() if _compat.is_known(a)}
         with jax.ensure_compile_time_eval():
@@ -221,3 +225,17 @@ def needed_equations(
                 needed.update(equation.inputs)
                 needed.update(feedback[v] for v in equation.outputs if v in feedback)
     return [e for e in equations if e in kept]
+
+
+def evaluated(
+    equations: Sequence[Equation], known: Mapping[Value, Any], values: Collection[Value]
+) -> dict[Value, Any] | None:
+    """What is known, with values that equations make of it; None if they need anything else."""
+    env = dict(known)
+    missing = [v for v in values if v not in env]
+    with jax.ensure_compile_time_eval():
+        for e in needed_equations(equations, {}, missing) if missing else ():
+            if any(v not in env for v in e.inputs):
+                return None
+            env.update(zip(e.outputs, e.evaluate(*(env[v] for v in e.inputs)), strict=True))
+    return env if all(v in env for v in values) else None

@@ -29,6 +29,7 @@ def project(
     schedule: str | None = None,
     copies: bool | None = None,
     tol: float | None = None,
+    point: str = "consensus",
     donate: bool = False,
     has_aux: bool = False,
     trainable: Any = None,
@@ -63,8 +64,14 @@ def project(
             ``"cyclic"``: one after the other, as cyclic solvers do. ``"sweep"``: targets go back
             from the outputs, as in a `Sweep`. Default: what the solver is for.
         copies: whether to keep an explicit copy of every operand for each scalar equation. Default:
-            what the solver needs; alternating projections need none.
-        tol: stop early once the gap is at most this. Costs a projection per step.
+            what the solver needs; alternating projections need none, and no solver needs any where
+            two sets of the variables themselves say all. With True or False every equation is a
+            constraint of its own.
+        tol: stop early once the residual of a step is at most this: how far from a solution the
+            step found itself, such as the distance of a point of one group of sets from one of the
+            other. The gap at the end is about as large, or smaller.
+        point: which point is returned: the shadow of the iterate, ``"consensus"``; its projection
+            onto the second group of constraints, ``"sets"``; or their ``"mean"``.
         donate: whether ``update`` gives the buffers of parameters and state to their successors,
             which saves memory. The old ones are then gone, but those that a failed update leaves
             are in its error.
@@ -156,8 +163,11 @@ def project(
     for option, why in solver.lacks.items():
         if asked[option]:
             raise InputError(f"project: a {type(solver).__name__} {why}")
+    if point not in ("consensus", "sets", "mean"):
+        raise InputError(f"project: point must be 'consensus', 'sets' or 'mean', not {point!r}")
     if copies not in (None, True, False):
         raise InputError(f"project: copies must be True, False or None, not {copies!r}")
+    spread = copies is not None or bool(metric.constraints)  # which weigh a constraint's copies
     copies = solver.needs_copies if copies is None else bool(copies)
     if solver.needs_copies and not copies:
         raise InputError(
@@ -169,5 +179,5 @@ def project(
     single = hasattr(acceleration, "update") or not isinstance(acceleration, Sequence)
     accelerations = tuple(map(acceleration_of, (acceleration,) if single else acceleration))
     product = schedule == "product"
-    plan = Plan(solver, steps, metric, accelerations, product, copies, tol)
+    plan = Plan(solver, steps, metric, accelerations, product, copies, spread, tol, point)
     return Projected(fn, argnums, plan, granularity or "row", schedule, donate, has_aux, trainable)

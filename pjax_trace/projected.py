@@ -1,5 +1,6 @@
 """A function turned into a solver for its variables: calls, states, and what to print of both."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,14 +22,14 @@ from pjax_trace.errors import (
 from pjax_trace.explain import explanation
 from pjax_trace.granularity import coarsen
 from pjax_trace.graph import ConsensusGraph
-from pjax_trace.info import Auxiliary, Info, State, parted
+from pjax_trace.info import Auxiliary, Info, State, check_state, parted
 from pjax_trace.pairs import as_complex, as_pair, is_complex
 from pjax_trace.problem import Problem
 from pjax_trace.signature import (
     Numbers,
     Signature,
     check_alive,
-    mismatch,
+    needs_more,
     parameters_in,
     remember,
     shapes_of,
@@ -37,7 +38,7 @@ from pjax_trace.signature import (
 from pjax_trace.spaces import space_of
 from pjax_trace.trace import trace_program
 from pjax_trace.trainable import Leaf, closed, is_shape, opened
-from pjax_trace.update import Plan, find_culprit, run_update
+from pjax_trace.update import Plan, find_culprit, resumable, run_update
 
 __all__ = ["Projected"]
 
@@ -72,7 +73,8 @@ class Projected:
         self._has_aux = has_aux
         self._jitted = jax.jit(self._run, static_argnums=0, donate_argnums=(1, 2) if donate else ())
         self._jitted_once = jax.jit(self._run, static_argnums=0)
-        self._culprit = jax.jit(functools.partial(self._run, find=True), static_argnums=0)
+        self._culprit = jax.jit(functools.partial(self._run, run=find_culprit), static_argnums=0)
+        self._placed = jax.jit(functools.partial(self._run, run=resumable), static_argnums=0)
 
     def __repr__(self) -> str:
         return f"project({self._name}, solver={self._plan.solver}, steps={self._plan.steps})"
@@ -89,9 +91,8 @@ class Projected:
 
         Args:
             params: the parameters.
-            *args: the other arguments of the first update, which need not be given. Only where a
-                parameter is constrained to a set that is not convex, the state has more arrays for
-                them; else the first update adds these, which `jax.lax.scan` does not allow.
+            *args: the other arguments of the first update, which need not be given. With them the
+                state has a place for all that is in a `State`, which `jax.lax.scan` demands.
             **kwargs: its keyword arguments.
 
         Raises:
@@ -106,11 +107,13 @@ class Projected:
             if not why
         ]
         memory = tuple(a.init(leaves) for a in self._plan.acceleration)
-        latent = ()
-        if args or kwargs:
-            graph = self._graph(*self._split(self._insert(params, args), kwargs))
-            latent = tuple(leaves) if self._plan.solver.keeps_latent(graph) else ()
-        return State(zero(), zero(), memory, latent, self._structure(shapes_of(found)))
+        state = State(zero(), zero(), memory, (), (), self._structure(shapes_of(found)))
+        if not args and not kwargs and needs_more(self._fn, self._argnums):
+            return state
+        signature, parameters, data = self._split(self._insert(params, args), kwargs)
+        latent = self._plan.solver.keeps_latent(self._graph(signature, parameters, data))
+        state = dataclasses.replace(state, latent=tuple(leaves) if latent else ())
+        return self._resumable(signature, parameters, data, state)
 
     def averaged(self, params: PyTree, state: State) -> PyTree:
         """The parameters with their averages in the places of the floating-point arrays.
@@ -150,7 +153,8 @@ class Projected:
             NonFiniteError: if NaN or infinity turns up (not under ``jax.jit``: there
                 ``info.finite`` tells, and the parameters come back as they were).
         """
-        return self._update(self._jitted, state, self._insert(params, args), kwargs)
+        args = self._insert(params, args)
+        return self._update(self._jitted, state, args, kwargs, goes_on=True)
 
     def trace(self, *args: Any, **kwargs: Any) -> ConsensusGraph:
         """The consensus graph of a call, without running it."""
@@ -190,6 +194,7 @@ class Projected:
                 schedule=self._schedule,
                 step=None if plan.solver.gaps else step,
                 has_aux=self._has_aux,
+                spread=plan.spread,
             )
         )
 
@@ -213,18 +218,7 @@ class Projected:
         return found
 
     def _check_state(self, method: str, shapes: Any, state: Any) -> None:
-        if not isinstance(state, State):
-            raise InputError(f"{method}: state must come from init, but is {type(state).__name__}")
-        expected = self._structure(shapes)
-        if state.structure == expected:
-            return
-        if state.structure[0] != shapes:
-            raise InputError(mismatch(method, shapes, state.structure[0]))
-        raise InputError(
-            f"{method}: the state is that of other accelerations "
-            f"({', '.join(state.structure[1])}), and not of these ({', '.join(expected[1])}), or "
-            "of others of these kinds; start from init"
-        )
+        check_state(method, state, self._structure(shapes))
 
     def _places(self, params: Any) -> dict[int, Any]:
         """The parameters by position among the function's arguments, in their order."""
@@ -337,22 +331,28 @@ class Projected:
             has_aux=self._has_aux,
             lift=self._plan.solver.lifts,
         )
-        graph = build_graph(program, coloured=self._schedule in ("parallel", "cyclic"))
+        graph = build_graph(program, schedule=self._schedule, copies=self._plan.spread)
         graph = coarsen(graph, self._granularity)
         if not any(c.out is None for c in graph.constraints):
             raise TraceError(
-                f"{self._name} has no output constraint, so "
-                "there is nothing to solve for: return a scalar that depends on the parameters, or "
-                "call pjax_trace.constrain on what is computed"
+                f"{self._name} has no output constraint, so there is nothing to solve for: return "
+                "a scalar that depends on the parameters, or call pjax_trace.constrain on a value"
             )
         return graph
 
+    def _resumable(self, signature: Signature, parameters: Any, data: Any, state: State) -> State:
+        """The state with a place for what the solver iterates on, if updates go on from it."""
+        place = self._placed.eval_shape(signature, parameters, state, data).point
+        return dataclasses.replace(state, point=tuple(point.nowhere() for point in place))
+
     def _update(
-        self, jitted: Any, state: Any, args: tuple, kwargs: dict
+        self, jitted: Any, state: Any, args: tuple, kwargs: dict, goes_on: bool = False
     ) -> tuple[Any, State, Info]:
         signature, leaves = self._sign(args, kwargs)
         self._check_state("update", signature.shapes, state)
         parameters, data = signature.arrays(leaves)
+        if goes_on and not state.point:
+            state = self._resumable(signature, parameters, data, state)
         try:
             if not self._donate:
                 done = jitted(signature, parameters, state, data)
@@ -387,14 +387,14 @@ class Projected:
         return new, state, info
 
     def _run(
-        self, signature: Signature, parameters: Any, state: State, data: Any, find: bool = False
+        self, signature: Signature, parameters: Any, state: State, data: Any, run: Any = run_update
     ) -> Any:
-        """One update, traced once and compiled into one computation; or what was not finite."""
+        """One update, traced once and compiled into one computation; or something else of it."""
         rest: list[Any] = []
         pairs = list(map(as_pair, parameters))
         graph = self._graph(signature, pairs, data, rest)
+        if run is not run_update:
+            return run(self._plan, graph, signature, pairs, state, data)
         aux = Auxiliary(*rest) if self._has_aux else None
-        if find:
-            return find_culprit(self._plan, graph, signature, pairs, state, data)
         new, state, info = run_update(self._plan, graph, signature, aux, pairs, state, data)
         return signature.joined(new), state, info

@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pjax_trace import _compat
 from pjax_trace.errors import TraceError
-from pjax_trace.program import Equation, Value
+from pjax_trace.program import Equation, Value, evaluated
 from pjax_trace.registry import translate
 from pjax_trace.translation import Outcome, Refuse
 
@@ -59,6 +60,16 @@ class Recorder:
         value = self.value(array, False)
         self.constants[value] = array
         return value
+
+    def real(self, value: Value) -> Value:
+        """Data that are complex in name only, as their real part; any other value as it is."""
+        if value.variable or not jnp.issubdtype(value.dtype, jnp.complexfloating):
+            return value
+        known = {v: x for v, x in self.constants.items() if _compat.is_known(x)}
+        env = evaluated(self.equations, known, [value])
+        if env is None or np.any(np.imag(np.asarray(env[value]))):
+            return value
+        return self.constant(np.real(np.asarray(env[value])))
 
     def add(
         self,

@@ -21,15 +21,20 @@ __all__ = [
     "Case",
     "Entry",
     "FunctionEntry",
+    "Isometry",
     "associative",
     "entries",
     "evaluate",
     "fold_of",
+    "is_affine",
+    "isometry_of",
     "loss_nodes",
     "function_entries",
     "paired",
+    "register_affine",
     "register_fold",
     "register_function",
+    "register_isometry",
     "register_loss_node",
     "register_paired",
     "register_rule",
@@ -181,16 +186,67 @@ def fold_of(rule: Rule) -> Fold | None:
     return _FOLDS.get(type(rule))
 
 
+class Isometry(NamedTuple):
+    """What is known of a linear function with ``Lᵀ L = c I``.
+
+    Attributes:
+        inverse: ``Lᵀ / c``.
+        onto: whether every output is that of some input, so that ``L Lᵀ = c I``, too. If not, sets
+            of its outputs must be sets of the single ones, or of pairs of reals.
+    """
+
+    inverse: Callable[[Array], Array]
+    onto: bool = True
+
+
+_ISOMETRIES: dict[type[Rule], Callable[[Any], Isometry | None]] = {}
+
+
+def register_isometry(rule: type[Rule], isometry: Callable[[Any], Isometry | None]) -> None:
+    """Say that the functions of rules of a class, of one operand, are multiples of isometries.
+
+    Args:
+        rule: the class.
+        isometry: from a rule of the class to what is known of its function; None if that is none.
+    """
+    _ISOMETRIES[rule] = isometry
+
+
+def isometry_of(rule: Rule) -> Isometry | None:
+    """What is known of a rule's function as an isometry, or None."""
+    isometry = _ISOMETRIES.get(type(rule))
+    return None if isometry is None else isometry(rule)
+
+
+_AFFINE: dict[type[Rule], Callable[[Params, Flags], bool]] = {}
+
+
+def register_affine(rule: type[Rule], affine: Callable[[Params, Flags], bool]) -> None:
+    """Say which functions of rules of a class are affine in all of their variables together.
+
+    Args:
+        rule: the class.
+        affine: from the params of a constraint, and which operands are variables, to whether it is.
+    """
+    _AFFINE[rule] = affine
+
+
+def is_affine(rule: Rule, params: Params, variable: Flags) -> bool:
+    """Whether a rule's function is known to be affine in all of its variables together."""
+    affine = _AFFINE.get(type(rule))
+    return affine is not None and affine(params, variable)
+
+
 def associative(primitive: Any) -> bool:
     """Whether ``f(a, f(b, c))`` is ``f(f(a, b), c)``."""
     entry = _RULES.get(primitive)
     return entry is not None and entry.translation.associative
 
 
-_PAIRED: dict[Any, Callable[..., Any]] = {}
+_PAIRED: dict[Any, tuple[Callable[..., Any], bool]] = {}
 
 
-def register_paired(primitive: Any, function: Callable[..., Any]) -> None:
+def register_paired(primitive: Any, function: Callable[..., Any], *, factors: bool = False) -> None:
     """Tell pjax-trace what a primitive does to complex values that depend on variables.
 
     Such a value is a pair of reals: an array with one more axis in front.
@@ -200,14 +256,15 @@ def register_paired(primitive: Any, function: Callable[..., Any]) -> None:
         function: ``function(params, pairs, *operands)``, written in JAX; ``pairs`` says which of
             the operands are pairs. Complex data come as they are. Where the primitive's output
             is complex, it returns a pair.
+        factors: whether data that are known to be real come as reals.
     """
-    _PAIRED[primitive] = function
+    _PAIRED[primitive] = function, factors
 
 
-def paired(primitive: Any) -> Callable[..., Any] | None:
-    """What a primitive does to pairs, or None."""
+def paired(primitive: Any) -> tuple[Callable[..., Any] | None, bool]:
+    """What a primitive does to pairs, or None; and whether real factors come as reals."""
     _load_rule_packs()
-    return _PAIRED.get(primitive)
+    return _PAIRED.get(primitive, (None, False))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

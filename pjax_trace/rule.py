@@ -22,6 +22,7 @@ __all__ = [
     "Moment",
     "Arrays",
     "Params",
+    "Prepared",
     "Projection",
     "Request",
     "Rule",
@@ -117,6 +118,8 @@ class Rule:
         chooses: whether it reads only some of its operands, and a variable or data say which.
         convex: whether it is a set that is known to be convex.
         relaxed: whether it does for reals what is done with booleans: a comparison, a selection.
+        joint: whether its scalar equations are projected onto together. Output elements that
+            nobody reads then have the weight 0; else each has an equation that asks for nothing.
         coupled: whether it is a loss whose operands move for each other's sake. A sweep then takes
             the best step against its gradient.
         wrapper: what a rule that is made of another one, its ``inner``, makes of it.
@@ -132,6 +135,7 @@ class Rule:
     chooses: ClassVar[bool] = False
     convex: ClassVar[bool] = False
     relaxed: bool = False
+    joint: ClassVar[bool] = False
     coupled: ClassVar[bool] = False
     wrapper: ClassVar[str] = ""
 
@@ -187,6 +191,14 @@ class Rule:
             derivative says it.
         """
         return None
+
+
+class Prepared(Rule):
+    """A rule that makes something of data and weights once an update, which every step uses."""
+
+    def prepare(self, params: Params, operands: Arrays, weights: Weights) -> Params:
+        """The params with that; `project` may be given params without it, and then makes it."""
+        raise NotImplementedError
 
 
 def title(rule: Rule) -> str:

@@ -19,6 +19,7 @@ __all__ = [
     "Signature",
     "check_alive",
     "mismatch",
+    "needs_more",
     "parameters_in",
     "remember",
     "shapes_of",
@@ -228,6 +229,19 @@ def shapes_of(parameters: Mapping[int, Sequence[Leaf]]) -> tuple[tuple[str, Any,
         for leaves in parameters.values()
         for leaf in leaves
         if not leaf.why
+    )
+
+
+def needs_more(fn: Callable[..., Any], argnums: int | tuple[int, ...]) -> bool:
+    """Whether a function has other arguments that it may need than those that are solved for."""
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+    try:
+        parameters = [*inspect.signature(fn).parameters.values()]
+    except (TypeError, ValueError):
+        return True
+    return any(
+        i not in numbers and p.default is inspect.Parameter.empty and p.kind is not p.VAR_KEYWORD
+        for i, p in enumerate(parameters)
     )
 
 

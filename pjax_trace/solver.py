@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pjax_trace.acceleration import Acceleration
@@ -71,6 +72,13 @@ class Solver(eqx.Module):
     def inner(self, space: Space, x: Any, y: Any) -> Array:
         """The inner product of two carries in the metric."""
         return space.inner(x, y)
+
+    def residual(self, space: Space, before: Any, after: Any, moved: Array) -> Array:
+        """How far from a solution a step found itself, squared, from what it has computed anyway.
+
+        By default how far it moved for constraints that are no losses, all together.
+        """
+        return jnp.sum(moved, where=space.problem.graph.hard)
 
     def ending(self, space: Space, carry: Any) -> Ending:
         """What an update reports of the last carry."""

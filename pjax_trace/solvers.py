@@ -35,6 +35,12 @@ def _blend(start: Any, end: Any, amount: float) -> Any:
     return jax.tree.map(lambda s, e: s + amount * (e - s), start, end)
 
 
+def _apart(solver: Solver, space: Space, before: Any, after: Any, factor: float) -> Array:
+    """The squared distance of the two points whose difference, times a factor, was a step."""
+    step = (after**ω - before**ω).ω
+    return solver.inner(space, step, step) / factor**2
+
+
 def _reflect(space: Space, point: Any, group: Any) -> tuple[Any, Array]:
     projected, distances = space.project(point, group)
     return _blend(point, projected, 2.0), distances
@@ -104,6 +110,10 @@ class AlternatingReflections(Solver):
         point, second = _reflect(space, point, space.groups[1])
         return _blend(carry, point, self.relaxation), first + second
 
+    def residual(self, space: Space, before: Any, after: Any, moved: Array) -> Array:
+        """The distance of ``P_A u`` from ``P_B R_A u``."""
+        return _apart(self, space, before, after, 2 * self.relaxation)
+
     def values(self, space: Space, carry: Any) -> Any:
         shadow, _ = space.project(carry, space.groups[0])
         return space.collapse(shadow)
@@ -149,6 +159,10 @@ class DifferenceMap(Solver):
         onto_b, second = space.project(ahead, space.groups[1])
         estimate, _ = self._estimate(space, carry)
         return (carry**ω + self.beta * (onto_b**ω - estimate**ω)).ω, first + second
+
+    def residual(self, space: Space, before: Any, after: Any, moved: Array) -> Array:
+        """The distance of ``P_B f_A u`` from ``P_A f_B u``."""
+        return _apart(self, space, before, after, self.beta)
 
     def values(self, space: Space, carry: Any) -> Any:
         """``P_A f_B u``, which is the solution at a fixed point."""
@@ -199,6 +213,10 @@ class CyclicDouglasRachford(Solver):
             carry = _blend(carry, point, self.relaxation)
             total = total + distances
         return carry, total  # pyright: ignore[reportReturnType]
+
+    def residual(self, space: Space, before: Any, after: Any, moved: Array) -> Array:
+        """How far the point moved in the cycle."""
+        return _apart(self, space, before, after, 1.0)
 
     def values(self, space: Space, carry: Any) -> Any:
         """The weighted mean of the copies of each variable, after a projection onto ``A``."""

@@ -3,6 +3,7 @@
 All lowerings offer the same `Space`. *Copy-free*, a point is one array per variable: after a
 consensus step all copies are equal, so the moments that rules return are all that is needed.
 With *copies*, a point is one array per edge, spread so that each scalar equation has its own.
+A *direct* graph needs neither: its constraints move the variables themselves.
 """
 
 import abc
@@ -10,11 +11,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from equinox.internal import ω
 from jaxtyping import Array
 
 from pjax_trace.graph import ConsensusGraph, Constraint
+from pjax_trace.known_view import known_view
 from pjax_trace.problem import Edge, Problem, Values, added
+from pjax_trace.set_rule import SetRule
 from pjax_trace.view import Variable, View
 
 __all__ = ["Copies", "CopyFree", "Space", "expand_copies", "space_of"]
@@ -38,7 +43,7 @@ class Space(abc.ABC):
         self.groups: tuple[tuple[Any, ...], ...] = (order, ())
         if graph.colours:
             self.groups = tuple(
-                tuple(node for node in nodes if graph.colours[node] == side) for side in (0, 1)
+                tuple(node for node in nodes if graph.colours.get(node) == side) for side in (0, 1)
             )
         self.cycle = (*((c,) for c in reversed(graph.constraints)), graph.parameters)
 
@@ -57,6 +62,26 @@ class Space(abc.ABC):
     @abc.abstractmethod
     def inner(self, x: Any, y: Any) -> Array:
         """The inner product of two points in the metric."""
+
+    def correction(self, point: Any, group: Sequence[Any]) -> Any:
+        """What Dykstra's algorithm remembers of a group, at first."""
+        return jax.tree.map(jnp.zeros_like, point)
+
+    def corrected(
+        self, point: Any, group: Sequence[Any], correction: Any
+    ) -> tuple[Any, Any, Array]:
+        """A step of Dykstra's algorithm: the point, the correction, and how far, squared, it went.
+
+        That is how much the correction changes (Birgin and Raydan 2005), which tells when to stop.
+        """
+        ahead = (point**ω + correction**ω).ω
+        moved, _ = self.project(ahead, group)
+        return moved, (ahead**ω - moved**ω).ω, self._went(group, (moved**ω - point**ω).ω)
+
+    def _went(self, group: Sequence[Any], step: Any) -> Array:
+        """The squared length of a step, as that of the first constraint of a group."""
+        square, first = self.inner(step, step), [c for c in group if isinstance(c, Constraint)][:1]
+        return self.problem.stacked(dict.fromkeys(first, square))
 
 
 class CopyFree(Space):
@@ -190,6 +215,88 @@ class Copies(Space):
         return jnp.where(view(data, *flags, seen=seen) != view.at_zero(data), written, copy)
 
 
+class Direct(Space):
+    """One array per variable, for graphs that need no copies: constraints move what they read.
+
+    Constraints of a group have no elements in common, so that they are one set.
+    """
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem)
+        graph = problem.graph
+        self.cycle = tuple((c,) for c in graph.constraints)
+        self._views: dict[Any, Any] = {
+            (c, i): known_view(graph.program, view)
+            for c in graph.constraints
+            for i, view in c.reads
+        }
+
+    def expand(self, values: Values) -> Values:
+        return values
+
+    def collapse(self, point: Values) -> Values:
+        return point
+
+    def inner(self, x: Values, y: Values) -> Array:
+        weights, variables = self.problem.weight_of, self.problem.graph.variables
+        return added(weights[v] * a * b for v, a, b in zip(variables, x, y, strict=True))
+
+    def project(self, point: Values, group: Sequence[Any]) -> tuple[Values, Array]:
+        """Every constraint moves its output and what its views read of variables."""
+        problem, variables = self.problem, self.problem.graph.variables
+        moved, distances = dict(zip(variables, point, strict=True)), {}
+        for c in group:
+            if isinstance(c, Variable):
+                continue
+            operands = problem.operands(c, moved)
+            result = problem.project(c, operands, None if c.out is None else moved[c.out])
+            distances[c] = result.distance
+            for i, view in c.reads:
+                moment = result.moments[i]
+                assert moment is not None
+                copy = (moment.first / moment.mass).astype(view.dtype)
+                if view.identity:
+                    moved[view.bases[0]] = copy
+                    continue
+                changes = self._views[c, i].back(copy - operands[i])
+                for base, change in zip(view.bases, changes, strict=True):
+                    moved[base] = moved[base] + change
+            if c.out is not None:
+                moved[c.out] = result.out.astype(c.out.dtype)
+        return tuple(moved[v] for v in variables), problem.stacked(distances)
+
+    def correction(self, point: Values, group: Sequence[Any]) -> Any:
+        """Of a set that is many, one number for each of them."""
+        rows = _by_rows(group)
+        if rows is None:
+            return super().correction(point, group)
+        return jnp.zeros_like(self.problem.params[rows]["rows"].offset)
+
+    def corrected(
+        self, point: Values, group: Sequence[Any], correction: Any
+    ) -> tuple[Any, Any, Array]:
+        rows = _by_rows(group)
+        if rows is None:
+            return super().corrected(point, group, correction)
+        problem, variables = self.problem, self.problem.graph.variables
+        values = dict(zip(variables, point, strict=True))
+        operands, weights = problem.operands(rows, values), problem.weights_at(rows)
+        rule: Any = rows.rule
+        changes, after = rule.corrected(problem.params[rows], operands, weights, correction)
+        for (i, view), change in zip(rows.reads, changes, strict=True):
+            for base, moved in zip(view.bases, self._views[rows, i].back(change), strict=True):
+                values[base] = values[base] + moved
+        square = jnp.sum(problem.params[rows]["rows"].squares * jnp.square(after - correction))
+        return tuple(values[v] for v in variables), after, problem.stacked({rows: square})
+
+
+def _by_rows(group: Sequence[Any]) -> Constraint | None:
+    """The constraint of a group if it is many sets, one for each equation; else None."""
+    rules = [c.rule for c in group if isinstance(c, Constraint)]
+    many = len(group) == 1 and any(isinstance(r, SetRule) and r.by_rows for r in rules)
+    return group[0] if many else None
+
+
 def expand_copies(graph: ConsensusGraph) -> ConsensusGraph:
     """The graph in which every scalar equation reads its own copies."""
 
@@ -208,4 +315,6 @@ def expand_copies(graph: ConsensusGraph) -> ConsensusGraph:
 
 def space_of(problem: Problem, *, copies: bool) -> Space:
     """The space for a problem."""
+    if problem.graph.direct:
+        return Direct(problem)
     return Copies(problem) if copies else CopyFree(problem)

@@ -1,7 +1,7 @@
 """The steps of an update, and the gaps where they end."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,23 @@ from pjax_trace.spaces import CopyFree, Space
 
 __all__ = ["Run", "run_steps"]
 
-Run = tuple[Any, Array, Array, Array | None]
+
+class Run(NamedTuple):
+    """The steps that were made.
+
+    Attributes:
+        carry: where they ended.
+        history: squared distances that constraints moved, by step.
+        residuals: squared, by step; None where nobody asks.
+        steps: how many there were.
+        gaps: the squared gaps at the end; None where the steps do not tell them.
+    """
+
+    carry: Any
+    history: Array
+    residuals: Array | None
+    steps: Array
+    gaps: Array | None
 
 
 class _Measuring(CopyFree):
@@ -32,60 +48,53 @@ class _Measuring(CopyFree):
         return super().project(_chosen(self._measuring, self._values, point), group)
 
 
-def run_steps(solver: Solver, space: Space, steps: int, tol: float | None) -> Run:
-    """All steps, up to where the gap is within a tolerance, if there is one.
-
-    Returns:
-        The carry at the end, squared distances by step, the number of steps, and the squared gaps
-        at the end (None where the steps do not tell them).
-    """
+def run_steps(solver: Solver, space: Space, carry: Any, steps: int, tol: float | None) -> Run:
+    """All steps from a carry; with a tolerance, up to where the residual is within it."""
     once = solver.once and isinstance(space, CopyFree)
-    carry = solver.init(space, space.original.values)
     if tol is not None:
         return _until(solver, space, carry, steps, tol, once)
     taken = jnp.asarray(steps, jnp.int32)
     if once:
         body = _measurable(solver, space)
         carry, history = jax.lax.scan(body, carry, jnp.arange(steps + 1) == steps)
-        return carry, history[:-1], taken, history[-1]
+        return Run(carry, history[:-1], None, taken, history[-1])
     if steps == 1:
         carry, distances = solver.step(space, carry)
-        return carry, distances[None], taken, None
+        return Run(carry, distances[None], None, taken, None)
     carry, history = jax.lax.scan(
         lambda carry, _: solver.step(space, carry), carry, None, length=steps
     )
-    return carry, history, taken, None
+    return Run(carry, history, None, taken, None)
 
 
 def _until(solver: Solver, space: Space, carry: Any, steps: int, tol: float, once: bool) -> Run:
-    """Steps until the gap is small. After every step, a turn of the loop finds the gaps."""
-    hard = space.problem.graph.hard
+    """Steps until the residual is small; where a step can tell the gaps, one more that does."""
     body = _measurable(solver, space)
 
-    def gaps_at(carry: Any) -> Array:
-        return space.original.gaps(solver.values(space, carry))
+    def more(k: Array, last: Array) -> Array:
+        return (k < steps) & ((last > tol**2) | (k == 0)) & jnp.isfinite(last)
 
     def unfinished(loop: Any) -> Array:
-        carry, history, k, gaps, measure = loop
-        last = history[jnp.maximum(k - 1, 0)]
-        gap = jnp.sqrt(jnp.sum(gaps if once else gaps_at(carry), where=hard))
-        more = (k < steps) & ((gap > tol) | (k == 0)) & jnp.all(jnp.isfinite(last))
-        return measure | more
+        _, _, _, k, last, measured = loop
+        return ~measured if once else more(k, last)
 
     def turn(loop: Any) -> Any:
-        carry, history, k, gaps, measure = loop
-        if not once:
-            carry, distances = solver.step(space, carry)
-            return carry, history.at[k].set(distances), k + 1, gaps, measure
-        carry, distances = body(carry, measure)
-        history = history.at[jnp.where(measure, steps, k)].set(distances, mode="drop")
-        gaps = jnp.where(measure, distances, gaps)
-        return carry, history, jnp.where(measure, k, k + 1), gaps, ~measure
+        start, history, residuals, k, last, measured = loop
+        measure = ~more(k, last) if once else jnp.zeros((), bool)
+        end, distances = body(start, measure) if once else solver.step(space, start)
+        residual = solver.residual(space, start, end, distances).astype(last.dtype)
+        history = history.at[k].set(distances)
+        residuals = residuals.at[k].set(residual)
+        last = jnp.where(measure, last, residual)
+        return end, history, residuals, jnp.where(measure, k, k + 1), last, measure
 
-    history = jnp.zeros((steps, len(hard)), jnp.result_type(float))
-    start = jnp.zeros((), jnp.int32), jnp.zeros_like(history[0]), jnp.zeros((), bool)
-    carry, history, taken, gaps, _ = jax.lax.while_loop(unfinished, turn, (carry, history, *start))
-    return carry, history, taken, gaps if once else None
+    wide = jnp.result_type(float)
+    size = steps + 1 if once else steps
+    history = jnp.zeros((size, len(space.problem.graph.hard)), wide)
+    start = jnp.zeros(size, wide), jnp.zeros((), jnp.int32), jnp.zeros((), wide)
+    loop = jax.lax.while_loop(unfinished, turn, (carry, history, *start, jnp.zeros((), bool)))
+    carry, history, residuals, taken, _, _ = loop
+    return Run(carry, history[:steps], residuals[:steps], taken, history[taken] if once else None)
 
 
 def _measurable(solver: Solver, space: Space) -> Any:

@@ -131,13 +131,14 @@ class _Interpreter:
         if call is not None:
             return walk_jaxpr(*call, operands)
         if any(pairs) or any(complex_out):
-            function = paired(eqn.primitive)
+            function, factors = paired(eqn.primitive)
             if function is None:
                 raise MissingRuleError(
                     f"{eqn.primitive.name} at {source} has no rule for complex values that depend "
                     "on variables; compute with their real and imaginary parts"
                 )
             function = functools.partial(function, eqn.params, pairs)
+            operands = [self.recorder.real(v) if factors else v for v in operands]
             return self.paired(function, operands, complex_out, walk)
         variable = tuple(v.variable for v in operands)
         outcome = translate(eqn.primitive, eqn.params, operands, variable)

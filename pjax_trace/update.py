@@ -1,5 +1,6 @@
 """One update: the steps of a solver, accelerations around them, and all of it or nothing."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,17 +10,18 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from pjax_trace.acceleration import Acceleration
+from pjax_trace.governing import Governing, keeps_point
 from pjax_trace.graph import ConsensusGraph, Constraint
 from pjax_trace.info import Auxiliary, Info, State
 from pjax_trace.metric import Metric
-from pjax_trace.problem import Problem
+from pjax_trace.problem import Problem, Values
 from pjax_trace.signature import Signature
 from pjax_trace.solver import Ending, Solver
 from pjax_trace.spaces import Space, space_of
-from pjax_trace.steps import run_steps
+from pjax_trace.steps import Run, run_steps
 from pjax_trace.sums import inner
 
-__all__ = ["Plan", "find_culprit", "run_update"]
+__all__ = ["Plan", "find_culprit", "resumable", "run_update"]
 
 
 class Plan(NamedTuple):
@@ -31,8 +33,10 @@ class Plan(NamedTuple):
         metric: that it projects in.
         acceleration: what happens to parameters between updates, in turn.
         product: whether the schedule is that of the product space.
-        copies: whether copies are explicit.
-        tol: the gap at which to stop; None to make all steps.
+        copies: whether copies are explicit, where there is any use for copies.
+        spread: whether there are copies in any case.
+        tol: the residual at which to stop; None to make all steps.
+        point: which point is returned: "consensus", "sets" or "mean".
     """
 
     solver: Solver
@@ -41,7 +45,9 @@ class Plan(NamedTuple):
     acceleration: tuple[Acceleration, ...]
     product: bool
     copies: bool
+    spread: bool
     tol: float | None
+    point: str
 
 
 def run_update(
@@ -55,11 +61,12 @@ def run_update(
 ) -> tuple[list[Array], State, Info]:
     """New parameters and state, and what was done; the old ones if anything is not finite."""
     solver = plan.solver
-    base, start, space, history, steps, ending = _solved(plan, graph, parameters, state, data)
+    base, start, space, run, ending = _solved(plan, graph, parameters, state, data)
+    history, steps = run.history, run.steps
     ends, problem = list(ending.parameters), space.original
     finite = _all_finite((*ends, history, ending.gaps, problem.losses))
     suspects = _suspects(space, signature)
-    info = _info(problem, aux, solver, ending, history, steps, finite, suspects)
+    info = _info(problem, aux, solver, ending, run, finite, suspects)
     new: Sequence[Array] = ends
     kept = []
     for acceleration, memory in zip(plan.acceleration, state.memory, strict=True):
@@ -71,16 +78,36 @@ def run_update(
     given = solver.settled(space, new)
     latent = tuple(new) if solver.keeps_latent(graph) else ()
     # An update is a transaction: all of it, or nothing.
-    before = State(
-        state.steps, state.updates, state.memory, tuple(base) if latent else (), state.structure
+    before = dataclasses.replace(state, latent=tuple(base) if latent else ())
+    after = dataclasses.replace(
+        state,
+        steps=state.steps + steps,
+        updates=state.updates + 1,
+        memory=tuple(kept),
+        latent=latent,
+        point=state.point and (Governing.of(run.carry, given, data),),
     )
-    after = State(state.steps + steps, state.updates + 1, tuple(kept), latent, state.structure)
     given, after = jax.tree.map(
         lambda old, x: jnp.where(finite, x.astype(old.dtype), old),
         (list(parameters), before),
         (list(given), after),
     )
     return list(given), after, info
+
+
+def resumable(
+    plan: Plan,
+    graph: ConsensusGraph,
+    signature: Signature,
+    parameters: Sequence[Array],
+    state: State,
+    data: Sequence[Any],
+) -> State:
+    """The state with a place for the governing point, where updates can go on from one."""
+    if plan.acceleration or not keeps_point(plan.solver, graph):
+        return state
+    carry = _solved(plan, graph, parameters, state, data)[3].carry
+    return dataclasses.replace(state, point=(Governing.of(carry, parameters, data),))
 
 
 def find_culprit(
@@ -92,13 +119,13 @@ def find_culprit(
     data: Sequence[Any],
 ) -> Array:
     """The number of the suspect that was not finite in an update that was dropped."""
-    _, start, space, history, _, ending = _solved(plan, graph, parameters, state, data)
+    _, start, space, run, ending = _solved(plan, graph, parameters, state, data)
     problem = space.original
     before = [*start, *(x for _, x in _floating(signature, problem.inputs))]
     before += [problem.start[c.out] for c in graph.constraints if c.out is not None]
     before += [*problem.losses]
     # The first step that went wrong, and in it the constraint that was projected first.
-    bad = ~jnp.isfinite(jnp.concatenate([history, ending.gaps[None]]))
+    bad = ~jnp.isfinite(jnp.concatenate([run.history, ending.gaps[None]]))
     early = bad[jnp.argmax(jnp.any(bad, 1))][np.array(_order(space), int)]
     flags = [
         jnp.array([~_all_finite((x,)) for x in arrays]) for arrays in (before, ending.parameters)
@@ -112,7 +139,7 @@ def _solved(
     parameters: Sequence[Array],
     state: State,
     data: Sequence[Any],
-) -> tuple[Sequence[Array], Sequence[Array], Space, Array, Array, Ending]:
+) -> tuple[Sequence[Array], Sequence[Array], Space, Run, Ending]:
     """The last end and the start of an update, what was solved, and how it went."""
     base = _latent(plan, graph, parameters, state, data)
     start: Sequence[Array] = base
@@ -124,12 +151,27 @@ def _solved(
         space.problem.prepare()
         problem.prepare()
     solver = plan.solver
-    carry, history, steps, gaps = run_steps(solver, space, plan.steps, plan.tol)
-    if gaps is None:
-        ending = solver.ending(space, carry)
+    carry = solver.init(space, space.original.values)
+    for point in state.point:
+        if point.fits(carry):
+            carry = point.resumed(carry, parameters, data)
+    run = run_steps(solver, space, carry, plan.steps, plan.tol)
+    if plan.point != "consensus":
+        values = _read(plan.point, space, solver.values(space, run.carry))
+        ending = Ending(values[: len(graph.parameters)], problem.gaps(values))
+    elif run.gaps is None:
+        ending = solver.ending(space, run.carry)
     else:
-        ending = Ending(solver.values(space, carry)[: len(graph.parameters)], gaps)
-    return base, start, space, history, steps, ending
+        ending = Ending(solver.values(space, run.carry)[: len(graph.parameters)], run.gaps)
+    return base, start, space, run, ending
+
+
+def _read(point: str, space: Space, shadow: Values) -> Values:
+    """The point of the second group of constraints that is nearest to a shadow, or their mean."""
+    on_sets = space.collapse(space.project(space.expand(shadow), space.groups[1])[0])
+    if point == "sets":
+        return on_sets
+    return jax.tree.map(lambda x, y: (x + y) / 2, shadow, on_sets)
 
 
 def _latent(
@@ -155,12 +197,12 @@ def _info(
     aux: Auxiliary | None,
     solver: Solver,
     ending: Any,
-    history: Array,
-    steps: Array,
+    run: Run,
     finite: Array,
     suspects: tuple[str, ...],
 ) -> Info:
     """What there is to say of an update."""
+    history, steps = run.history, run.steps
     graph = problem.graph
     constraints, hard = graph.constraints, np.flatnonzero(graph.hard)
     # A forward pass has gaps of sets only.
@@ -180,6 +222,7 @@ def _info(
         loss_values=problem.losses,
         moved=jnp.sqrt(last[np.array(moving, int)]),
         history=jnp.where(taken, moved, jnp.nan),
+        residuals=None if run.residuals is None else jnp.where(taken, run.residuals**0.5, jnp.nan),
         steps=steps,
         finite=finite,
         aux_arrays=tuple(_as_returned(problem.auxiliary, aux)),

@@ -6,6 +6,7 @@ from pjax_trace.rules import autodiff as autodiff
 from pjax_trace.rules import complex as complex
 from pjax_trace.rules import complex_functions as complex_functions
 from pjax_trace.rules import elementwise as elementwise
+from pjax_trace.rules import fourier as fourier
 from pjax_trace.rules import linear as linear
 from pjax_trace.rules import logic as logic
 from pjax_trace.rules import maximum as maximum

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -19,9 +18,9 @@ from pjax_trace.custom import call, function_p
 from pjax_trace.pairs import as_pair
 from pjax_trace.registry import Case, register_paired, register_rule
 from pjax_trace.rule import Arrays, Params, Projection, Rule, Weights, projection_of
-from pjax_trace.translation import Outcome, Refuse, Translation
+from pjax_trace.translation import Refuse, Translation
 
-__all__ = ["MAGNITUDE", "Magnitude"]
+__all__ = ["MAGNITUDE", "Magnitude", "on_pairs"]
 
 
 class Magnitude(Rule):
@@ -83,48 +82,18 @@ def _scattered(function: Callable[..., Array]) -> Callable[..., Array]:
     return paired
 
 
-def _fourier(params: Params, x: Array) -> Array:
-    """Along the last axes, one after the other, each a product with data."""
-    kind, lengths = params["fft_type"].name, [int(n) for n in params["fft_lengths"]]
-    if kind == "RFFT":
-        x = jnp.stack([x, jnp.zeros_like(x)])
-    elif kind == "IRFFT":
-        x = _hermitian(x, lengths)
-    for axis, n in enumerate(lengths, -len(lengths)):
-        full = (np.fft.ifft if kind.startswith("I") else np.fft.fft)(np.eye(n))
-        # What the real and the imaginary part of the output are made of, [part, k, part in, j].
-        parts = np.stack([full.real, -full.imag, full.imag, full.real]).reshape(2, 2, n, n)
-        matrix = jnp.asarray(np.moveaxis(parts, 1, 2).astype(x.dtype))
-        moved = jnp.moveaxis(x, axis, -1)
-        x = jnp.moveaxis(jnp.einsum("okij,i...j->o...k", matrix, moved), -1, axis)
-    if kind == "RFFT":
-        return x[..., : lengths[-1] // 2 + 1]
-    return x[0] if kind == "IRFFT" else x
-
-
-def _hermitian(x: Array, lengths: Sequence[int]) -> Array:
-    """All of a spectrum, from the half that a real signal has; the rest are conjugates."""
-    last = lengths[-1]
-    half = x[..., : last // 2 + 1]
-    mirrored = half[..., 1 : (last + 1) // 2][..., ::-1]
-    for axis in range(-len(lengths), -1):
-        mirrored = jnp.roll(jnp.flip(mirrored, axis), 1, axis)
-    signs = jnp.asarray([1.0, -1.0], x.dtype).reshape(2, *(1,) * (x.ndim - 1))
-    # What is real by symmetry: the constant and the last frequency of a single axis.
-    if len(lengths) == 1:
-        edge = np.zeros(half.shape[-1], bool)
-        edge[0] = True
-        edge[-1] |= last % 2 == 0
-        half = half * jnp.asarray(np.stack([np.ones_like(edge), ~edge]), x.dtype).reshape(
-            2, *(1,) * (x.ndim - 2), -1
-        )
-    return jnp.concatenate([half, mirrored * signs], -1)
-
-
 def _product(
     params: Params, pairs: Sequence[bool], u: Array, v: Array, times: Any = jnp.multiply
 ) -> Array:
+    """Four products of parts; two, if one of the factors is real."""
+    complex_u, complex_v = (
+        pair or jnp.iscomplexobj(x) for pair, x in zip(pairs, (u, v), strict=True)
+    )
     u, v = as_pair(u), as_pair(v)
+    if not complex_v:
+        return jnp.stack([times(u[0], v), times(u[1], v)])
+    if not complex_u:
+        return jnp.stack([times(u, v[0]), times(u, v[1])])
     real = times(u[0], v[0]) - times(u[1], v[1])
     return jnp.stack([real, times(u[0], v[1]) + times(u[1], v[0])])
 
@@ -168,10 +137,10 @@ register_paired(lax.select_n_p, _select)
 register_paired(lax.scatter_p, _scattered(lax.scatter))
 register_paired(lax.scatter_add_p, _scattered(lax.scatter_add))
 register_paired(lax.scatter_sub_p, _scattered(lax.scatter_sub))
-register_paired(lax.mul_p, _product)
-register_paired(lax.div_p, _quotient)
-register_paired(lax.dot_general_p, _bilinear(lax.dot_general_p))
-register_paired(lax.conv_general_dilated_p, _bilinear(lax.conv_general_dilated_p))
+register_paired(lax.mul_p, _product, factors=True)
+register_paired(lax.div_p, _quotient, factors=True)
+for primitive in (lax.dot_general_p, lax.conv_general_dilated_p):
+    register_paired(primitive, _bilinear(primitive), factors=True)
 register_paired(lax.convert_element_type_p, _convert)
 register_paired(lax.abs_p, lambda params, pairs, u: call(function_p, MAGNITUDE, u, name="abs"))
 register_paired(lax.complex_p, lambda params, pairs, x, y: jnp.stack(jnp.broadcast_arrays(x, y)))
@@ -180,15 +149,16 @@ register_paired(lax.imag_p, lambda params, pairs, u: u[1])
 register_paired(
     lax.conj_p, lambda params, pairs, u: jnp.stack([u[0], -u[1]] if pairs[0] else [u, 0 * u])
 )
-register_paired(lax.fft_p, lambda params, pairs, x: _fourier(params, x))
 
 
-def _on_pairs(*_: Any) -> Outcome:
-    """Of complex values, what is said of pairs comes first; of others there is nothing to do."""
-    return Refuse("it is of use on complex values only, which are pairs of reals")
+def on_pairs(**said: Any) -> Translation:
+    """What is said of complex values is said of pairs, before; of others there is nothing to say.
 
+    The arguments are for the coverage table, see `Translation`.
+    """
+    refuse = Refuse("it is of use on complex values only, which are pairs of reals")
+    return Translation(lambda *_: refuse, **said)
 
-_VIEW = Translation(_on_pairs, family="view")
 
 for primitive, function, note in (
     (lax.complex_p, lambda u: jnp.real(u) + jnp.imag(u), "complex values are pairs of reals"),
@@ -197,15 +167,4 @@ for primitive, function, note in (
     (lax.conj_p, lambda u: jnp.imag(jnp.conj(u)), ""),
 ):
     case = Case(lambda x, y, f=function: f(lax.complex(x, y)), ((3,), (3,)))
-    register_rule(primitive, _VIEW, cases=[case], note=note)
-register_rule(
-    lax.fft_p,
-    Translation(_on_pairs, family="sum"),
-    cases=[
-        Case(lambda x: jnp.abs(jnp.fft.rfft(x)), ((5,),)),
-        Case(lambda x, y: jnp.abs(jnp.fft.fft(lax.complex(x, y))), ((4,), (4,))),
-        Case(lambda x: jnp.real(jnp.fft.ifft2(x)), ((2, 3),)),
-        Case(lambda x, y: jnp.fft.irfft(lax.complex(x, y)), ((3,), (3,))),
-    ],
-    note="as products with data, n² operations for a length n",
-)
+    register_rule(primitive, on_pairs(family="view"), cases=[case], note=note)

@@ -20,7 +20,7 @@ from jaxtyping import Array
 from pjax_trace.errors import TraceError
 from pjax_trace.index import chain
 from pjax_trace.linear import Jacobian, Layout
-from pjax_trace.registry import register_fold
+from pjax_trace.registry import register_affine, register_fold
 from pjax_trace.rule import (
     Arrays,
     Expansion,
@@ -354,4 +354,12 @@ def _significant(square: Array, size: Array) -> Array:
 
 
 SUM = SumRule()
+
+
+def _affine(params: Params, variable: Flags) -> bool:
+    """Unless two variables are multiplied with each other."""
+    return all(sum(variable[i] for i in term.operands) <= 1 for term in params["terms"])
+
+
 register_fold(SumRule, _fold)
+register_affine(SumRule, _affine)

@@ -10,6 +10,8 @@ __all__ = ["copies_of", "free_of", "problem_of"]
 def problem_of(fn, params, *data, metric=None, product=False, **options):
     """The problem of ``fn(params, *data)``, ready to be projected; ``options`` are `project`'s."""
     options.setdefault("schedule", "product" if product else "parallel")
+    if options["schedule"] in ("parallel", "product"):
+        options.setdefault("copies", True)  # else sets alone become a problem without any
     projected = pjax.project(fn, **options)
     graph = projected.trace(params, *data)
     arrays = projected.arrays(params, *data)

@@ -47,7 +47,7 @@ def test_used_or_not(used):
     solver = pjax.AlternatingProjections()
     x, info = pjax.project(function, solver=solver, steps=100)(jnp.array([2.0, -1.0, 0.0]))
     np.testing.assert_allclose(x, [1.0, 0.0, 0.0], atol=1e-3)
-    assert list(info.gaps) == ["NonNegative", "reduce_sum", "Equal"]
+    assert list(info.gaps) == ["NonNegative", "Equal"]  # of the sum, as a set of x
 
 
 def test_one_step_is_the_projection():
@@ -56,7 +56,7 @@ def test_one_step_is_the_projection():
     for region in KINDS[1:]:
         train = pjax.project(lambda x, s: pjax.constrain(x, s), solver=solver, steps=1)
         x, info = train(X, region)
-        np.testing.assert_allclose(x, region.project(X), rtol=1e-6)
+        np.testing.assert_allclose(x, region.project(X), rtol=1e-5)
         assert float(info.gap) < 1e-6
         # What is returned is the set's own point; its arrays are data, not parameters.
         assert [p.name for p in train.trace(X, region).parameters] == ["x"]

@@ -342,7 +342,7 @@ def test_a_variable_times_itself():
         pjax.constrain(w * (w + 1.0), sets.Equal(6.0))
 
     for function, start in ((gram, jnp.array([[1.0, 0.2], [0.3, 1.5]])), (shifted, W + 1.0)):
-        graph = pjax.project(function, schedule="parallel").trace(start)
+        graph = pjax.project(function, schedule="parallel", copies=True).trace(start)
         product, _ = graph.constraints
         assert [view.bases for _, view in product.reads] == [graph.parameters] * 2
         free, explicit = solved_both_ways(function, start, steps=5)

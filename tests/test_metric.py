@@ -230,7 +230,7 @@ def test_an_inserted_identity_weighs_what_its_variable_does():
     def fit(w):
         pjax.constrain(w + jnp.tanh(w), sets.Equal(1.0))
 
-    graph = pjax.project(fit, schedule="parallel").trace(jnp.zeros(3))
+    graph = pjax.project(fit, schedule="parallel", copies=True).trace(jnp.zeros(3))
     values = {v: jnp.full(v.shape, 0.0 if v.parameter else 2.0) for v in graph.variables}
     weights = pjax.Metric(relative=True).at(graph, values)
     again = [v for v in graph.variables if v.repeats]

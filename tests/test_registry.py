@@ -39,6 +39,7 @@ def solve():
         lambda x: pjax.constrain(jnp.floor(x), sets.Equal(-3.0)),
         solver=pjax.AlternatingProjections(),
         steps=1,
+        copies=False,
     )
     return train(jnp.zeros(2))
 

@@ -1,0 +1,241 @@
+"""Problems of sets: what becomes a set of the variables themselves, against iterations by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pjax_trace as pjax
+from pjax_trace import sets
+from pjax_trace.affine import AffineGraph
+from pjax_trace.rule import Weights
+from pjax_trace.rules.fourier import Fourier
+from tests.problems import problem_of
+
+SOLVERS = [
+    pjax.AlternatingProjections(),
+    pjax.DouglasRachford(),
+    pjax.DifferenceMap(beta=0.8),
+    pjax.CyclicProjections(),
+]
+
+
+def nearest(fn, x, *data):
+    """The projection of x onto the only set of a problem, which is one step."""
+    solve = pjax.project(fn, solver=pjax.AlternatingProjections(), steps=1)
+    arguments = [jnp.asarray(v, jnp.float32) for v in (x, *data)]
+    graph = solve.trace(*arguments)
+    assert graph.direct and len(graph.constraints) == 1
+    found, info = solve(*arguments)
+    assert float(info.gap) < 1e-4 * np.linalg.norm(x)
+    return found
+
+
+@pytest.mark.parametrize("rank", [1, 3, 5])
+def test_affine_equations_are_one_set(rank):
+    """By the pseudo-inverse in float64, of matrices that lack rank, too."""
+    rng = np.random.default_rng(rank)
+    for _ in range(20):
+        a = rng.normal(size=(5, rank)) @ rng.normal(size=(rank, 8)) * 10 ** rng.uniform(-2, 2)
+        x, b = rng.normal(size=8), a @ rng.normal(size=8)
+
+        def problem(x, a, b):
+            pjax.constrain((a @ x).reshape(5, 1).T, sets.Equal(b[None]))
+
+        found = nearest(problem, x, a, b)
+        expected = x + np.linalg.pinv(a, 1e-6) @ (b - a @ x)
+        np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(x).max())
+
+
+def test_equations_without_a_solution_have_a_gap():
+    def problem(x):
+        pjax.constrain(jnp.array([[1.0, 1.0], [2.0, 2.0]]) @ x, sets.Equal(jnp.array([1.0, 3.0])))
+
+    solve = pjax.project(problem, solver=pjax.AlternatingProjections(), steps=10)
+    x, info = solve(jnp.zeros(2))
+    np.testing.assert_allclose(x, [0.7, 0.7], atol=1e-5)
+    np.testing.assert_allclose(info.gap, np.sqrt(0.4**2 + 0.2**2), rtol=1e-4)
+
+
+def test_affine_operations_with_other_sets_are_blocks():
+    """``argmin Σ ω_x |x' − x|² + Σ ω_z |z' − z|²`` with ``z' = A x' + b``, by its normal equations.
+
+    With weights by element, and with output elements that weigh nothing.
+    """
+    rng = np.random.default_rng(0)
+    traced = problem_of(
+        lambda x, a, b: pjax.constrain(a @ x + b, sets.NonNegative()),
+        jnp.zeros(6),
+        jnp.zeros((4, 6)),
+        jnp.zeros(4),
+    )
+    c = traced.graph.constraints[0]
+    for trial in range(20):
+        a, x, z = rng.normal(size=(4, 6)), rng.normal(size=6), rng.normal(size=4)
+        wx, wz = 10 ** rng.uniform(-2, 2, 6), 10 ** rng.uniform(-2, 2, 4)
+        wz[0] = 0 if trial % 2 else wz[0]
+        operands = [jnp.asarray(v, jnp.float32) for v in (a, x)]
+        masses = [None, jnp.asarray(wx, jnp.float32)]
+        answer = AffineGraph(c.rule).project(
+            c.params, operands, jnp.asarray(z, jnp.float32), Weights(tuple(masses), jnp.asarray(wz))
+        )
+        system = np.diag(wx) + a.T @ np.diag(wz) @ a
+        expected = np.linalg.solve(system, wx * x + a.T @ (wz * z))
+        found = answer.moments[1].first / answer.moments[1].mass
+        np.testing.assert_allclose(found, expected, atol=2e-4)
+        np.testing.assert_allclose(answer.out, a @ expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "function, inverse",
+    [
+        (lambda x: 2.0 * x - 1.0, lambda z: (z + 1) / 2),
+        (lambda x: jnp.arange(1.0, 51.0) * x, lambda z: z / np.arange(1.0, 51.0)),
+        (lambda x: 0.5 - 3.0 * jnp.tanh(2.0 * x), lambda z: np.arctanh((0.5 - z) / 3) / 2),
+        (jnp.tanh, np.arctanh),
+        (lambda x: jnp.exp(-x), lambda z: -np.log(z)),
+    ],
+)
+def test_intervals_of_single_elements(function, inverse):
+    """The nearest x whose value is in the interval is at its end, for monotone functions."""
+    x = np.random.default_rng(1).normal(size=50) * 2
+
+    def problem(x):
+        pjax.constrain(function(x).reshape(5, 10).T, sets.Box(0.2, 0.6))
+
+    found = nearest(problem, x)
+    ends = inverse(np.clip(np.asarray(function(x)), 0.2, 0.6))
+    np.testing.assert_allclose(found, ends, atol=2e-5)
+
+
+TRANSFORMS = [
+    (jnp.fft.rfft, (7,)),
+    (jnp.fft.rfft, (8,)),
+    (jnp.fft.fft2, (3, 4)),
+    (jnp.fft.rfft2, (4, 4)),
+    (jnp.fft.rfftn, (2, 3, 4)),
+    (jnp.fft.ifft, (5,)),
+    (functools.partial(jnp.fft.fft, norm="ortho"), (6,)),
+]
+
+
+@pytest.mark.parametrize("transform, shape", TRANSFORMS)
+def test_magnitudes_of_a_spectrum_are_a_set_of_the_signal(transform, shape):
+    """By hand: all of the spectrum, its magnitudes replaced, transformed back, the real part."""
+    rng = np.random.default_rng(2)
+    x, other = rng.normal(size=(2, *shape))
+
+    def problem(x, m):
+        pjax.constrain(jnp.abs(transform(x)), sets.Equal(m))
+
+    measured = jnp.abs(transform(jnp.asarray(other, jnp.float32)))
+    found = nearest(problem, x, measured)
+    # Of a real signal, the inverse transform is the transform but for conjugates and a factor.
+    moved = np.abs(np.fft.fftn(other)) * np.exp(1j * np.angle(np.fft.fftn(x)))
+    back = np.fft.ifftn(moved)
+    np.testing.assert_allclose(found, np.real(back), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "kind, lengths",
+    [
+        ("FFT", (5,)),
+        ("IFFT", (4,)),
+        ("RFFT", (6,)),
+        ("RFFT", (7,)),
+        ("IRFFT", (6,)),
+        ("IRFFT", (3, 5)),
+    ],
+)
+def test_the_graph_of_a_transform(kind, lengths):
+    """The nearest point of ``z = F x`` by the normal equations, some outputs weighing nothing."""
+    rule, rng = Fourier(kind, lengths), np.random.default_rng(3)
+    half = (*lengths[:-1], lengths[-1] // 2 + 1)
+    shape = {"RFFT": lengths, "IRFFT": (2, *half)}.get(kind, (2, *lengths))
+    x = rng.normal(size=shape)
+    matrix = np.asarray(jax.jacobian(lambda x: rule.apply({}, x))(jnp.asarray(x, jnp.float32)))
+    matrix = matrix.reshape(-1, x.size).astype(float)
+    out = rng.normal(size=rule.apply({}, jnp.asarray(x, jnp.float32)).shape)
+    for masses in (np.full(out.shape, 0.7), rng.integers(0, 3, out.shape) * 0.5):
+        answer = rule.project(
+            {},
+            [jnp.asarray(x, jnp.float32)],
+            jnp.asarray(out, jnp.float32),
+            Weights((2.0,), jnp.asarray(masses, jnp.float32)),
+        )
+        weighted = matrix.T * masses.reshape(-1)
+        expected = np.linalg.solve(
+            2.0 * np.eye(x.size) + weighted @ matrix,
+            2.0 * x.reshape(-1) + weighted @ out.reshape(-1),
+        )
+        np.testing.assert_allclose(answer.moments[0].first.reshape(-1) / 2, expected, atol=2e-5)
+        np.testing.assert_allclose(answer.out.reshape(-1), matrix @ expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_two_sets_iterate_as_by_hand(solver):
+    """Equations and a box, from a point in neither: textbook iterations on x alone, in float64."""
+    rng = np.random.default_rng(4)
+    a, inside, start = rng.normal(size=(6, 12)), rng.uniform(0, 1, 12), rng.normal(size=12)
+    b, pinv = a @ inside, np.linalg.pinv(a)
+
+    def problem(x, a, b):
+        pjax.constrain(a @ x, sets.Equal(b))
+        pjax.constrain(x, sets.Box(0.0, 1.0))
+
+    def equations(x):
+        return x + pinv @ (b - a @ x)
+
+    def box(x):
+        return np.clip(x, 0, 1)
+
+    solve = pjax.project(problem, solver=solver, steps=7)
+    graph = solve.trace(*map(jnp.float32, (start, a, b)))
+    assert graph.direct and [v.name for v in graph.variables] == ["x"]
+    found, _ = solve(*map(jnp.float32, (start, a, b)))
+    # The set of the first line is the first one.
+    x = start
+    for _ in range(7):
+        if isinstance(solver, pjax.DouglasRachford):
+            x = x + box(2 * equations(x) - x) - equations(x)
+        elif isinstance(solver, pjax.DifferenceMap):
+            beta = solver.beta
+            on_a = equations(x) + (equations(x) - x) / beta
+            on_b = box(x) - (box(x) - x) / beta
+            x = x + beta * (box(on_a) - equations(on_b))
+        else:
+            x = box(equations(x))
+    if isinstance(solver, pjax.DouglasRachford):
+        x = equations(x)
+    elif isinstance(solver, pjax.DifferenceMap):
+        x = equations(box(x) - (box(x) - x) / beta)
+    np.testing.assert_allclose(found, x, atol=1e-5)
+
+
+def test_what_needs_copies_keeps_them():
+    """Overlapping parts, three sets of one array, products: more than two sets, or read twice."""
+
+    def overlapping(x):
+        pjax.constrain(x[:2], sets.Ball(1.0))
+        pjax.constrain(x[1:], sets.Ball(1.0))
+        pjax.constrain(x, sets.NonNegative())
+
+    def products(x):
+        pjax.constrain(jnp.outer(x, x), sets.Box(0.0, 1.0))
+
+    def chain(x):
+        pjax.constrain(x[:2], sets.Ball(1.0))
+        pjax.constrain(x[1:], sets.Ball(1.0))
+
+    traced = [
+        pjax.project(f, solver=pjax.DouglasRachford()).trace(jnp.ones(3))
+        for f in (overlapping, products, chain)
+    ]
+    assert [graph.direct for graph in traced] == [False, False, True]
+    for copies in (True, None):
+        solve = pjax.project(overlapping, solver=pjax.DouglasRachford(), steps=300, copies=copies)
+        x, info = solve(jnp.array([2.0, -3.0, 1.0]))
+        assert float(info.gap) < 1e-5
+        assert np.linalg.norm(x[:2]) < 1 + 1e-5 and np.min(x) > -1e-5
