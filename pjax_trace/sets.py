@@ -26,6 +26,8 @@ class Set(eqx.Module):
         convex: whether the set is known to be convex; a sweep moves a parameter within a convex
             set, and keeps a latent point beside it for others (discrete values, sparsity patterns),
             of which the user gets the projection.
+        interval: whether it is an interval of its own for every element, so that elements are
+            projected one by one, and what is between two points of it is in it.
 
     Example:
         >>> import jax.numpy as jnp
@@ -38,6 +40,7 @@ class Set(eqx.Module):
     """
 
     convex: ClassVar[bool] = False
+    interval: ClassVar[bool] = False
 
     @abc.abstractmethod
     def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -75,6 +78,7 @@ class Equal(Set):
     """
 
     convex: ClassVar[bool] = True
+    interval: ClassVar[bool] = True
     value: ArrayLike
 
     def __check_init__(self):
@@ -103,6 +107,7 @@ class Box(Set):
     """
 
     convex: ClassVar[bool] = True
+    interval: ClassVar[bool] = True
     lower: ArrayLike
     upper: ArrayLike
 
@@ -130,6 +135,7 @@ class NonNegative(Set):
     """
 
     convex: ClassVar[bool] = True
+    interval: ClassVar[bool] = True
 
     def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """The nearest point: ``max(x, 0)``."""
