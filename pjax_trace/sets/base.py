@@ -29,9 +29,11 @@ __all__ = [
     "check_not_nan",
     "check_not_negative",
     "concrete",
+    "largest",
     "matmul",
     "per_slice",
     "polar",
+    "sides",
     "squares",
     "threshold",
     "whole",
@@ -136,6 +138,14 @@ def along(axis: Axis, function: Callable[..., Array], x: Array, *others: Array) 
     return jnp.moveaxis(function(*map(rows, (x, *others))).reshape(shape), last, axes)
 
 
+def sides(x: Array, square: bool = False) -> tuple[int, int]:
+    """The numbers of rows and columns of the matrices that the last two axes hold."""
+    if x.ndim < 2 or (square and x.shape[-1] != x.shape[-2]):
+        kind = "square matrices" if square else "matrices"
+        raise InputError(f"the last two axes must be those of {kind}")
+    return x.shape[-2], x.shape[-1]
+
+
 # Products of float32 in float32, which is not what accelerators do by default.
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -158,6 +168,14 @@ def squares(x: Array) -> Array:
     """Sums of squares of rows, in units that all rows share: for comparisons, without overflow."""
     largest = jnp.max(jnp.abs(x), initial=float(jnp.finfo(x.dtype).tiny))
     return jnp.sum(jnp.square(x / largest), -1)
+
+
+def largest(x: Array, k: int) -> Array:
+    """Where the k largest elements of each row are, as a mask; the first of equal ones count."""
+    if k == 0:
+        return jnp.zeros(x.shape, bool)
+    index = jnp.argmax(x, -1, keepdims=True) if k == 1 else jax.lax.top_k(x, k)[1]
+    return jnp.put_along_axis(jnp.zeros(x.shape, bool), index, True, axis=-1, inplace=False)
 
 
 def threshold(x: Array, total: Array, extra: int = 0) -> Array:

@@ -20,6 +20,7 @@ from pjax_trace.sets.base import (
     check_not_negative,
     concrete,
     matmul,
+    sides,
     whole,
 )
 from pjax_trace.sets.norms import L1Ball, Simplex
@@ -39,14 +40,6 @@ __all__ = [
 ]
 
 
-def _sides(x: Array, square: bool = False) -> tuple[int, int]:
-    """The numbers of rows and columns."""
-    if x.ndim < 2 or (square and x.shape[-1] != x.shape[-2]):
-        kind = "square matrices" if square else "matrices"
-        raise InputError(f"the last two axes must be those of {kind}")
-    return x.shape[-2], x.shape[-1]
-
-
 def _each(name: str, leaf: ArrayLike, x: Array) -> Array:
     """A field with one number for each matrix, as ``[..., 1]``."""
     return broadcast(name, leaf, x, x.shape[:-2])[..., None]
@@ -58,7 +51,7 @@ def _symmetric_part(x: Array) -> Array:
 
 def _by_eigenvalues(x: Array, function: Callable[[Array], Array]) -> Array:
     """The symmetric matrix with the eigenvectors of x, and a function of its eigenvalues."""
-    _sides(x, square=True)
+    sides(x, square=True)
     if x.size == 0:
         return x
     part = _symmetric_part(x)
@@ -71,7 +64,7 @@ def _by_eigenvalues(x: Array, function: Callable[[Array], Array]) -> Array:
 
 def _by_singular_values(x: Array, function: Callable[[Array], Array]) -> Array:
     """The matrix with the singular vectors of x, and a function of its singular values."""
-    _sides(x)
+    sides(x)
     if x.size == 0:
         return x
     left, values, right = jnp.linalg.svd(x, full_matrices=False)
@@ -104,7 +97,7 @@ class Symmetric(Set):
 
     def project(self, x: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
         """The nearest point: ``(x + x^T) / 2``."""
-        _sides(x, square=True)
+        sides(x, square=True)
         return _symmetric_part(x)
 
 
@@ -125,7 +118,7 @@ class Toeplitz(Set):
 
     def project(self, x: Float[Array, "... m n"]) -> Float[Array, "... m n"]:
         """The nearest point: the mean of each diagonal."""
-        rows, columns = np.indices(_sides(x))
+        rows, columns = np.indices(sides(x))
         return _equal_within(x, columns - rows + x.shape[-2] - 1)
 
 
@@ -146,7 +139,7 @@ class Hankel(Set):
 
     def project(self, x: Float[Array, "... m n"]) -> Float[Array, "... m n"]:
         """The nearest point: the mean of each antidiagonal."""
-        rows, columns = np.indices(_sides(x))
+        rows, columns = np.indices(sides(x))
         return _equal_within(x, rows + columns)
 
 
@@ -167,7 +160,7 @@ class Circulant(Set):
 
     def project(self, x: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
         """The nearest point: the mean of each wrapped diagonal."""
-        rows, columns = np.indices(_sides(x, square=True))
+        rows, columns = np.indices(sides(x, square=True))
         return _equal_within(x, (columns - rows) % max(x.shape[-1], 1))
 
 
@@ -204,7 +197,7 @@ class SpectralBox(Set):
 
     def project(self, x: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
         """The nearest point: the symmetric part of x, with its eigenvalues clipped."""
-        _sides(x, square=True)
+        sides(x, square=True)
         lower, upper = _each("lower", self.lower, x), _each("upper", self.upper, x)
 
         def clipped(values: Array) -> Array:
@@ -265,7 +258,7 @@ class Spectraplex(Set):
 
     def project(self, x: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
         """The nearest point: the eigenvalues are projected onto a simplex."""
-        _sides(x, square=True)
+        sides(x, square=True)
         return _by_eigenvalues(x, Simplex(_each("trace", self.trace, x), axis=-1).project)
 
 
@@ -297,7 +290,7 @@ class SpectralBall(Set):
 
     def project(self, x: Float[Array, "... m n"]) -> Float[Array, "... m n"]:
         """The nearest point: no singular value is larger than the radius."""
-        _sides(x)
+        sides(x)
         radius = _each("radius", self.radius, x)
         radius = jnp.where(radius >= 0, radius, jnp.nan)
         return _by_singular_values(x, lambda values: jnp.minimum(values, radius))
@@ -331,7 +324,7 @@ class NuclearBall(Set):
 
     def project(self, x: Float[Array, "... m n"]) -> Float[Array, "... m n"]:
         """The nearest point: the singular values are projected onto a ball of the 1-norm."""
-        _sides(x)
+        sides(x)
         return _by_singular_values(x, L1Ball(_each("radius", self.radius, x), axis=-1).project)
 
 
@@ -364,7 +357,7 @@ class Rank(Set):
 
     def project(self, x: Float[Array, "... m n"]) -> Float[Array, "... m n"]:
         """The nearest point: the k largest singular values, and their vectors."""
-        check_count(self, "k", self.k, min(_sides(x)))
+        check_count(self, "k", self.k, min(sides(x)))
         return _by_singular_values(x, lambda values: values.at[..., self.k :].set(0))
 
 
