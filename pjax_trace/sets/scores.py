@@ -1,12 +1,10 @@
 """Sets of the scores that a classifier gives to samples."""
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from pjax_trace.errors import InputError
 from pjax_trace.sets.base import (
@@ -14,6 +12,7 @@ from pjax_trace.sets.base import (
     as_array,
     check_count,
     check_finite,
+    check_not_negative,
     concrete,
     largest,
     squares,
@@ -55,12 +54,13 @@ class AtMostWrong(Set):
     """
 
     wrong: int = eqx.field(converter=whole, static=True)
-    labels: Int[ArrayLike, "..."] | Any = eqx.field(converter=as_array)
+    labels: ArrayLike = eqx.field(converter=as_array)
     margin: ArrayLike = 0.0
 
     def __check_init__(self):
         check_count(self, "wrong", self.wrong)
         check_finite(self, margin=self.margin)
+        check_not_negative(self, labels=self.labels)
         if eqx.is_array_like(self.labels) and not jnp.issubdtype(
             jnp.result_type(self.labels), jnp.integer
         ):
@@ -72,8 +72,8 @@ class AtMostWrong(Set):
         if x.ndim == 0 or labels.shape != x.shape[:-1]:
             raise InputError(f"labels of shape {labels.shape} do not fit scores of {x.shape}")
         classes = x.shape[-1]
-        if concrete(self.labels) and np.any((labels < 0) | (labels >= classes)):
-            raise InputError(f"labels must be from 0 to {classes - 1}")
+        if concrete(self.labels) and np.any((known := np.asarray(self.labels)) >= classes):
+            raise InputError(f"labels must be less than {classes}, not {known.max()}")
         if x.size == 0:
             return x
         own = labels[..., None] == jnp.arange(classes).reshape((1,) * labels.ndim + (-1,))
