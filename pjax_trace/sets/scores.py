@@ -68,7 +68,7 @@ class AtMostWrong(Set):
 
     def project(self, x: Float[Array, "... classes"]) -> Float[Array, "... classes"]:
         """The nearest point: all samples become right but those that cost most."""
-        labels = jnp.asarray(self.labels)
+        labels = jnp.asarray(self.labels).astype(jnp.int32)
         if x.ndim == 0 or labels.shape != x.shape[:-1]:
             raise InputError(f"labels of shape {labels.shape} do not fit scores of {x.shape}")
         classes = x.shape[-1]
@@ -76,7 +76,8 @@ class AtMostWrong(Set):
             raise InputError(f"labels must be less than {classes}, not {known.max()}")
         if x.size == 0:
             return x
-        own = labels[..., None] == jnp.arange(classes).reshape((1,) * labels.ndim + (-1,))
+        names = jnp.arange(classes, dtype=jnp.int32)
+        own = labels[..., None] == jnp.broadcast_to(names, x.shape)
         right = _right(x, own, jnp.asarray(self.margin).astype(x.dtype))
         cost = squares(right - x)
         left = largest(cost.ravel(), min(self.wrong, cost.size)).reshape(*cost.shape, 1)
