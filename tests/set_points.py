@@ -66,7 +66,6 @@ def check_nearest(one, x: np.ndarray, outside, distance) -> None:
         outside: how far points y are outside of the set, one number each.
         distance: what the distances from x to the set are.
     """
-    assert not one.convex and not one.interval
     size = sizes_of(x)
     y = projected(one, x)
     assert np.max(outside(y) / size) <= 1e-5

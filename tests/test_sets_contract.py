@@ -66,6 +66,14 @@ X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)), jnp.float32)
 EVERY = pytest.mark.parametrize("name", CASES)
 
 
+CONVEX = """
+Affine Ball Box Circulant DoublyStochastic Each Equal HalfSpace Hankel HyperPlane HyperSlab L1Ball
+LInfBall Monotone NonNegative NuclearBall PSD Product SecondOrderCone Simplex SpectralBall
+SpectralBox Spectraplex Stacked SumTo Support Symmetric Toeplitz
+""".split()
+INTERVALS = "Box Each Equal LInfBall NonNegative Support".split()
+
+
 def compiled(one):
     return jax.jit(lambda x: one.project(x))
 
@@ -74,6 +82,8 @@ def test_there_is_a_case_for_every_set():
     assert sorted(CASES) == sorted(set(sets.__all__) - {"Set"})
     for name, (one, _) in CASES.items():
         assert type(one).__name__ == name and type(one).__doc__
+        assert one.convex is (name in CONVEX) and one.interval is (name in INTERVALS)
+    assert sets.AtMostWrong(0, [1]).convex
 
 
 @EVERY
@@ -97,7 +107,6 @@ def test_under_transforms(name):
         np.testing.assert_allclose(wide, y, rtol=1e-5, atol=1e-5)
     for odd in (None, object(), jax.ShapeDtypeStruct((), jnp.float32)):
         assert type(jax.tree.map(lambda leaf: odd, one)) is type(one)  # noqa: B023
-    assert type(one.convex) is bool and type(one.interval) is bool
 
 
 @EVERY

@@ -1,5 +1,7 @@
 """Sets of arrays whose elements have few values: binary vectors, clauses, one-hot vectors."""
 
+import abc
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -89,7 +91,33 @@ class Binary(Set):
         return jnp.where(_gain(x, low, high) > 0, high, low)
 
 
-class Exactly(Set):
+class _Counted(Set):
+    """Binary vectors of which k elements are high, or at least, or at most k."""
+
+    k: int = eqx.field(converter=whole, static=True)
+    low: ArrayLike = eqx.field(default=0.0, converter=as_array)
+    high: ArrayLike = eqx.field(default=1.0, converter=as_array)
+    axis: Axis = eqx.field(default=None, static=True)
+
+    def __check_init__(self):
+        check_count(self, "k", self.k)
+        _check_levels(self, self.low, self.high)
+
+    def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The nearest point: those elements are high that gain most by it, or lose least."""
+        return along(self.axis, self._project, x, *_levels(x, self.low, self.high))
+
+    def _project(self, x: Array, low: Array, high: Array) -> Array:
+        check_count(self, "k", self.k, x.shape[-1])
+        gain = _gain(x, low, high)
+        return jnp.where(self._chosen(gain > 0, largest(gain, self.k)), high, low)
+
+    @abc.abstractmethod
+    def _chosen(self, wanted: Array, first: Array) -> Array:
+        """Which elements are high, from those that want to be, and the k that want it most."""
+
+
+class Exactly(_Counted):
     """Binary vectors with exactly k elements that are high: all of x, or every slice.
 
     Among equal elements, the first are high.
@@ -111,30 +139,11 @@ class Exactly(Set):
         Array([0., 1., 0., 1.], dtype=float32)
     """
 
-    k: int = eqx.field(converter=whole, static=True)
-    low: ArrayLike = eqx.field(default=0.0, converter=as_array)
-    high: ArrayLike = eqx.field(default=1.0, converter=as_array)
-    axis: Axis = eqx.field(default=None, static=True)
-
-    def __check_init__(self):
-        check_count(self, "k", self.k)
-        _check_levels(self, self.low, self.high)
-
-    def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The nearest point: the k elements that gain most by it, or lose least, are high."""
-        return along(self.axis, self._project, x, *_levels(x, self.low, self.high))
-
-    def _project(self, x: Array, low: Array, high: Array) -> Array:
-        check_count(self, "k", self.k, x.shape[-1])
-        gain = _gain(x, low, high)
-        return jnp.where(self._chosen(gain > 0, largest(gain, self.k)), high, low)
-
     def _chosen(self, wanted: Array, first: Array) -> Array:
-        """Which elements are high: from those that want to be, and the k that want it most."""
         return first
 
 
-class AtLeast(Exactly):
+class AtLeast(_Counted):
     """Binary vectors with at least k elements that are high: all of x, or every slice.
 
     What is in the middle becomes low if it may. Among equal elements, the first are high.
@@ -160,7 +169,7 @@ class AtLeast(Exactly):
         return wanted | first
 
 
-class AtMost(Exactly):
+class AtMost(_Counted):
     """Binary vectors with at most k elements that are high: all of x, or every slice.
 
     What is in the middle becomes low. Among equal elements, the first are high.

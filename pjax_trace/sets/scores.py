@@ -28,7 +28,7 @@ class AtMostWrong(Set):
 
     A sample is right if the score of its label is at least that of any other class plus a margin:
     ``{y : y[i, labels[i]] >= y[i, j] + margin for all j != labels[i]}`` for all samples i but at
-    most ``wrong`` of them. With ``wrong=0`` the set is convex, but is not said to be.
+    most ``wrong`` of them. With ``wrong=0``, and only then, the set is convex.
 
     Args:
         wrong: how many samples may be wrong; not negative.
@@ -65,6 +65,11 @@ class AtMostWrong(Set):
             jnp.result_type(self.labels), jnp.integer
         ):
             raise InputError("AtMostWrong: labels must be integers")
+
+    @property
+    def convex(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether all samples must be right."""
+        return self.wrong == 0
 
     def project(self, x: Float[Array, "... classes"]) -> Float[Array, "... classes"]:
         """The nearest point: all samples become right but those that cost most."""
