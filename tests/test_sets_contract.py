@@ -1,5 +1,8 @@
 """What all sets promise: dtypes, transforms, degenerate points, shapes, and what is refused."""
 
+import re
+from pathlib import Path
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -72,6 +75,19 @@ LInfBall Monotone NonNegative NuclearBall PSD Product SecondOrderCone Simplex Sp
 SpectralBox Spectraplex Stacked SumTo Support Symmetric Toeplitz
 """.split()
 INTERVALS = "Box Each Equal LInfBall NonNegative Support".split()
+
+
+def test_the_table_names_every_set():
+    text = (Path(__file__).parents[1] / "pjax_trace/README.md").read_text()
+    table = text.split("### Sets")[1].split("###")[0]
+    rows = [
+        [re.findall(r"`([A-Z]\w+)`", cell) for cell in row.split("|")]
+        for row in table.splitlines()
+        if row.startswith("|")
+    ]
+    convex, other = (sorted(n for row in rows for n in row[i]) for i in (2, 3))
+    assert convex == sorted([*CONVEX, "From"])
+    assert other == sorted(set(CASES) - set(convex))
 
 
 def compiled(one):
