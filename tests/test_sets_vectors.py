@@ -175,6 +175,11 @@ def test_at_their_centers():
     np.testing.assert_array_equal(sets.Magnitude(2.0).project(zero), [2, 2, 2])
 
 
+@pytest.mark.parametrize("one", [sets.Ball(1.0), sets.L1Ball(1.0), sets.SecondOrderCone()])
+def test_derivatives_at_zero(one):
+    assert jnp.isfinite(jax.jacobian(one.project)(jnp.zeros(3))).all()
+
+
 def test_magnitudes_of_complex_numbers():
     parts = points(5, count=10_000) * 10.0 ** RNG.integers(-30, 30, (10_000, 1))
     x = (parts + 1j * np.roll(parts, 1, axis=0)).astype(np.complex64)

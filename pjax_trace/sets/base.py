@@ -156,12 +156,14 @@ def polar(x: Array) -> tuple[Array, Array]:
     The direction of a row of zeros is the first unit vector.
     """
     tiny = float(jnp.finfo(x.dtype).tiny)
-    largest = jnp.max(jnp.abs(x), -1, keepdims=True, initial=tiny)
-    scaled = x / largest
-    length = jnp.sqrt(jnp.sum(jnp.square(scaled), -1, keepdims=True))
+    # Of which the results do not depend, but for rounding; nor do their derivatives.
+    unit = jax.lax.stop_gradient(jnp.max(jnp.abs(x), -1, keepdims=True, initial=tiny))
+    scaled = x / unit
+    square = jnp.sum(jnp.square(scaled), -1, keepdims=True)
+    zero = square == 0
+    length = jnp.sqrt(jnp.where(zero, 1, square))  # whose derivative is finite, too
     first = jnp.zeros_like(x).at[..., :1].set(1)
-    direction = jnp.where(length == 0, first, scaled / jnp.where(length == 0, 1, length))
-    return largest * length, direction
+    return jnp.where(zero, 0, unit * length), jnp.where(zero, first, scaled / length)
 
 
 def squares(x: Array) -> Array:

@@ -39,7 +39,7 @@ class Equal(Set):
 
     convex: ClassVar[bool] = True
     interval: ClassVar[bool] = True
-    value: ArrayLike
+    value: ArrayLike = eqx.field(converter=as_array)
 
     def __check_init__(self):
         check_not_nan(self, value=self.value)
@@ -68,8 +68,8 @@ class Box(Set):
 
     convex: ClassVar[bool] = True
     interval: ClassVar[bool] = True
-    lower: ArrayLike
-    upper: ArrayLike
+    lower: ArrayLike = eqx.field(converter=as_array)
+    upper: ArrayLike = eqx.field(converter=as_array)
 
     def __check_init__(self):
         check_not_nan(self, lower=self.lower, upper=self.upper)
