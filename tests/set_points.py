@@ -25,10 +25,16 @@ def inner(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).reshape(len(a), -1).sum(-1)
 
 
-def projected(one, x: np.ndarray) -> np.ndarray:
-    y = jax.jit(jax.vmap(one.project))(jnp.asarray(x))
-    assert y.dtype == x.dtype and y.shape == x.shape
-    return np.asarray(y, float)
+def mapped(one):
+    """The projection of many points, in one program for each dtype."""
+    compiled = jax.jit(jax.vmap(one.project))
+
+    def project(x: np.ndarray) -> np.ndarray:
+        y = compiled(jnp.asarray(x))
+        assert y.dtype == x.dtype and y.shape == x.shape
+        return np.asarray(y, float)
+
+    return project
 
 
 def sizes_of(x: np.ndarray) -> np.ndarray:
@@ -46,14 +52,14 @@ def check_convex(one, x: np.ndarray, outside, gap) -> None:
             large as x. It bounds the squared distance between y and the nearest point.
     """
     assert one.convex
-    size = sizes_of(x)
+    size, project = sizes_of(x), mapped(one)
     with jax.enable_x64(True):
-        y = projected(one, x.astype(float))
-        again = projected(one, y)
+        y = project(x.astype(float))
+        again = project(y)
     assert np.max(outside(y) / size) <= 1e-10
     assert np.max(gap(x - y, y) / size**2) <= 1e-10
     assert np.max(np.abs(again - y).reshape(len(x), -1).max(-1) / size) <= 1e-9
-    away = np.abs(projected(one, x) - y).reshape(len(x), -1).max(-1)
+    away = np.abs(project(x) - y).reshape(len(x), -1).max(-1)
     assert np.max(away / size) <= 1e-5
 
 
@@ -66,9 +72,9 @@ def check_nearest(one, x: np.ndarray, outside, distance) -> None:
         outside: how far points y are outside of the set, one number each.
         distance: what the distances from x to the set are.
     """
-    size = sizes_of(x)
-    y = projected(one, x)
+    size, project = sizes_of(x), mapped(one)
+    y = project(x)
     assert np.max(outside(y) / size) <= 1e-5
     away = np.sqrt(inner(x - y, x - y))
     assert np.max(np.abs(away - distance(x.astype(float))) / size) <= 1e-5
-    assert np.max(outside(projected(one, y.astype(np.float32)))) <= 1e-5 * size.max()
+    assert np.max(outside(project(y.astype(np.float32)))) <= 1e-5 * size.max()

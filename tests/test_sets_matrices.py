@@ -190,7 +190,7 @@ def test_agrees_with_scipy_on_structure():
             np.testing.assert_allclose(y, u, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [1, 2, 9, 40])
+@pytest.mark.parametrize("size", [1, 2, 30])
 def test_agrees_with_scipy_on_assignments(size):
     """Also of many ties, large offsets and wide ranges."""
     rng = np.random.default_rng(size)
@@ -205,7 +205,7 @@ def test_agrees_with_scipy_on_assignments(size):
             assert (a * chosen).sum() >= most - 1e-6 * size * np.abs(a).max()
 
 
-@pytest.mark.parametrize("size", [1, 2, 9, 30])
+@pytest.mark.parametrize("size", [1, 2, 20])
 def test_doubly_stochastic_matrices_of_all_sizes(size):
     """A linear program, solved by SciPy, proves that no other one is nearer."""
     x = points(size, size, count=30, seed=size)
@@ -243,6 +243,12 @@ def test_doubly_stochastic_by_dykstra():
         np.testing.assert_allclose(sets.DoublyStochastic().project(x), exact, atol=1e-10)
 
 
+@pytest.mark.parametrize("one", [sets.PSD(), sets.Spectraplex(), sets.SpectralBox(-0.1, 0.1)])
+def test_symmetric_to_the_last_bit(one):
+    y = jax.jit(one.project)(jnp.asarray(points(4, 4, count=50)))
+    np.testing.assert_array_equal(y, y.swapaxes(-1, -2))
+
+
 def test_numbers_for_every_matrix():
     x = jnp.asarray(points(3, 3, count=4, seed=3))
     numbers = jnp.array([0.0, 0.5, 1.0, 2.0])
@@ -253,7 +259,8 @@ def test_numbers_for_every_matrix():
         lambda a: sets.SpectralBox(-a, a),
     ):
         one = jax.vmap(lambda x, a: make(a).project(x))  # noqa: B023
-        np.testing.assert_allclose(make(numbers).project(x), one(x, numbers), atol=1e-5)
+        y = jax.jit(lambda x: make(numbers).project(x))(x)  # noqa: B023
+        np.testing.assert_allclose(y, jax.jit(one)(x, numbers), atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-42, 1e-30, 1e30])

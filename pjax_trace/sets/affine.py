@@ -70,7 +70,7 @@ class HalfSpace(_Normal):
             to be zero, and the offset to be negative, the set is empty and the answer is NaN.
 
     References:
-        N. Parikh, S. Boyd, Proximal algorithms (2014), section 6.2.
+        N. Parikh, S. Boyd, Proximal algorithms (2014), chapter 6.
 
     Example:
         >>> import jax.numpy as jnp
@@ -104,7 +104,7 @@ class HyperPlane(_Normal):
             to be zero, and the offset not to be, the set is empty and the answer is NaN.
 
     References:
-        N. Parikh, S. Boyd, Proximal algorithms (2014), section 6.2.
+        N. Parikh, S. Boyd, Proximal algorithms (2014), chapter 6.
 
     Example:
         >>> import jax.numpy as jnp
@@ -140,7 +140,7 @@ class HyperSlab(_Normal):
 
     References:
         H. Bauschke, P. Combettes, Convex analysis and monotone operator theory in Hilbert spaces
-        (2017), example 29.21.
+        (2017), chapter 29.
 
     Example:
         >>> import jax.numpy as jnp
@@ -220,7 +220,7 @@ class Affine(Set):
             solution. Where that turns out later, the answer is NaN.
 
     References:
-        N. Parikh, S. Boyd, Proximal algorithms (2014), section 6.2.
+        N. Parikh, S. Boyd, Proximal algorithms (2014), chapter 6.
 
     Example:
         >>> import jax.numpy as jnp

@@ -120,8 +120,8 @@ class DoublyStochastic(Set):
     The last two axes are those of a square matrix. The nearest point is
     ``max(x + u_i + v_j, 0)``, and u and v maximise a concave function, piecewise quadratic. They
     are found by a semismooth Newton method. It stops when all sums are 1 up to rounding, which
-    takes about five steps, each with n linear equations, or after 50 steps. If elements of
-    x are large, an assignment problem is solved before, which leaves numbers that are not.
+    takes about five steps, each with n linear equations, or after 50 steps. If x has large
+    elements, an assignment problem is solved before, which leaves a problem without them.
 
     References:
         X. Li, D. Sun, K.-C. Toh, On the efficient computation of a generalized Jacobian of the

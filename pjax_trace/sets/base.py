@@ -156,7 +156,7 @@ def polar(x: Array) -> tuple[Array, Array]:
     The direction of a row of zeros is the first unit vector.
     """
     tiny = float(jnp.finfo(x.dtype).tiny)
-    # Of which the results do not depend, but for rounding; nor do their derivatives.
+    # The results do not depend on it, but for rounding; nor do their derivatives.
     unit = jax.lax.stop_gradient(jnp.max(jnp.abs(x), -1, keepdims=True, initial=tiny))
     scaled = x / unit
     square = jnp.sum(jnp.square(scaled), -1, keepdims=True)

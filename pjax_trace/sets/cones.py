@@ -19,7 +19,7 @@ class SecondOrderCone(Set):
         axis: what a slice extends along, the bound t first; ``None`` for all of x.
 
     References:
-        N. Parikh, S. Boyd, Proximal algorithms (2014), section 6.3.2.
+        N. Parikh, S. Boyd, Proximal algorithms (2014), chapter 6.
 
     Example:
         >>> import jax.numpy as jnp
@@ -41,8 +41,7 @@ def _second_order(x: Array) -> Array:
     length, direction = polar(inner)
     common = jnp.maximum(length / 2 + bound / 2, 0)
     moved = jnp.concatenate([common, common * direction], axis=-1)
-    inside = (length <= bound) | ((jnp.max(jnp.abs(x), -1, keepdims=True)) == 0)
-    return jnp.where(inside, x, moved)
+    return jnp.where(length <= bound, x, moved)
 
 
 class Monotone(Set):

@@ -69,9 +69,6 @@ class Binary(Set):
     Raises:
         InputError: if a value is not finite, or low exceeds high.
 
-    References:
-        V. Elser, Learning without loss (2021).
-
     Example:
         >>> import jax.numpy as jnp
         >>> from pjax_trace.sets import Binary

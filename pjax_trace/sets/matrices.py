@@ -272,7 +272,7 @@ class SpectralBall(Set):
         InputError: if a radius is negative or NaN.
 
     References:
-        N. Parikh, S. Boyd, Proximal algorithms (2014), section 6.7.
+        N. Parikh, S. Boyd, Proximal algorithms (2014), chapter 6.
 
     Example:
         >>> import jax.numpy as jnp
@@ -306,7 +306,7 @@ class NuclearBall(Set):
         InputError: if a radius is negative or NaN.
 
     References:
-        N. Parikh, S. Boyd, Proximal algorithms (2014), section 6.7.
+        N. Parikh, S. Boyd, Proximal algorithms (2014), chapter 6.
 
     Example:
         >>> import jax.numpy as jnp

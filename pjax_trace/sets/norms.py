@@ -219,8 +219,8 @@ class Magnitude(Set):
         InputError: if a magnitude is negative, infinite or NaN.
 
     References:
-        V. Elser, Learning without loss (2021); J. R. Fienup, Phase retrieval algorithms: a
-        comparison (1982).
+        J. R. Fienup, Phase retrieval algorithms: a comparison (1982); V. Elser, Phase retrieval by
+        iterated projections (2003).
 
     Example:
         >>> import jax.numpy as jnp

@@ -40,9 +40,6 @@ class AtMostWrong(Set):
         InputError: if ``wrong`` is negative, labels are no integers, the margin is not finite, or
             the labels do not fit the scores.
 
-    References:
-        V. Elser, Learning without loss (2021).
-
     Example:
         >>> import jax.numpy as jnp
         >>> from pjax_trace.sets import AtMostWrong
