@@ -192,8 +192,8 @@ class From(Set):
 
     function: Callable[..., Array]
     arguments: tuple[Any, ...]
-    convex: bool = eqx.field(static=True)  # pyright: ignore
-    interval: bool = eqx.field(static=True)  # pyright: ignore
+    convex: bool = eqx.field(static=True)  # pyright: ignore[reportIncompatibleVariableOverride]
+    interval: bool = eqx.field(static=True)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,
