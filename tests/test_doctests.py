@@ -10,7 +10,7 @@ import pkgutil
 
 import pytest
 
-PACKAGES = ("pjax_trace", "pjax_trace.rules", "benchmarks")
+PACKAGES = ("pjax_trace", "pjax_trace.rules", "pjax_trace.sets", "benchmarks")
 
 
 def module_names() -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pjax_trace as pjax
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = [*ROOT.glob("pjax_trace/*.py"), *ROOT.glob("rules/*.py")]
+SOURCES = [*ROOT.glob("pjax_trace/**/*.py"), *ROOT.glob("rules/*.py")]
 
 
 def test_the_version_is_the_distributions():
@@ -87,7 +87,7 @@ def test_only_compat_knows_jax_versions():
 
 def test_the_compiler_names_no_primitive():
     """Rules know primitives; the compiler knows stop_gradient, which is a command to it."""
-    for path in ROOT.glob("pjax_trace/*.py"):
+    for path in ROOT.glob("pjax_trace/**/*.py"):
         if path.name in ("_compat.py", "registry.py"):
             continue
         code = "\n".join(

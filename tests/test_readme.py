@@ -62,7 +62,7 @@ def test_each_command_is_one_line():
 def test_every_module_is_described(folder):
     text = (ROOT / folder / "README.md").read_text()
     named = set(re.findall(r"`([\w/]+\.py)`", text))
-    there = {path.name for path in (ROOT / folder).glob("*.py")}
-    assert {name for name in named if "/" not in name} <= there
-    assert all((ROOT / name).exists() for name in named if "/" in name)
-    assert there - named == {"__init__.py"}
+    there = {path.relative_to(ROOT / folder).as_posix() for path in (ROOT / folder).rglob("*.py")}
+    elsewhere = named - there
+    assert all("/" in name and (ROOT / name).exists() for name in elsewhere)
+    assert all(name.endswith("__init__.py") for name in there - named)
