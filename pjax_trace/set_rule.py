@@ -56,6 +56,7 @@ class SetRule(Prepared):
     Args:
         structure: of the set, as a pytree.
         static: its leaves that are no arrays; None for those that are.
+        paired: whether it is a set of complex arrays, which are pairs of reals here.
         through: an operation, if there is one. Either its scalar equations have operands of their
             own, and the set is an interval for each of its outputs; or it is affine, and the set is
             one point.
@@ -65,6 +66,7 @@ class SetRule(Prepared):
 
     structure: Any
     static: tuple[Any, ...]
+    paired: bool = False
     through: Through | None = None
     isometries: tuple[Through, ...] = ()
 
@@ -84,12 +86,12 @@ class SetRule(Prepared):
     def separable(self) -> bool:
         """Whether it says of each element, or each pair of reals, by itself where it may be."""
         alone = self.through is None or self.through.rule.family == "elementwise"
-        return self.bare.interval and alone
+        return (self.bare.interval or (self.through is None and self.bare.separable)) and alone
 
     @property
     def single(self) -> bool:
         """Whether it says of each element by itself where it may be."""
-        one = self.through is None or self.through.rule.elementwise
+        one = not self.paired if self.through is None else self.through.rule.elementwise
         return self.separable and one and not self.isometries
 
     @property
@@ -97,11 +99,19 @@ class SetRule(Prepared):
         """The set without its arrays."""
         return jax.tree.unflatten(self.structure, self.static)
 
-    def _set(self, operands: Arrays) -> Set:
-        """The set with its arrays."""
+    def _onto(self, operands: Arrays) -> Callable[[Array], Array]:
+        """The projection onto the set, with its arrays."""
         arrays = iter(operands[self.movable :])
         leaves = [next(arrays) if leaf is None else leaf for leaf in self.static]
-        return jax.tree.unflatten(self.structure, leaves)
+        onto = jax.tree.unflatten(self.structure, leaves).project
+        if not self.paired:
+            return onto
+
+        def onto_pairs(x: Array) -> Array:
+            z = onto(jax.lax.complex(x[0], x[1]))
+            return jnp.stack([jnp.real(z), jnp.imag(z)])
+
+        return onto_pairs
 
     def apply(self, params: Params, *operands: Array) -> Array:
         """The identity."""
@@ -136,7 +146,7 @@ class SetRule(Prepared):
             lambda *xs: through.view.forward(through.rule.apply(inner, *xs)), *own
         )
         # An interval of every element: what is nearest to any number beyond it are its ends.
-        onto = self._set(operands).project
+        onto = self._onto(operands)
         ends = [onto(jnp.full(seen.shape, end, seen.dtype)) for end in (-jnp.inf, jnp.inf)]
         x = jnp.concatenate([x.reshape(-1) for x in starts])
         moved, corrections = params["rows"].onto(x, *ends, corrections)
@@ -146,7 +156,7 @@ class SetRule(Prepared):
         """The nearest point of the set; one weight does not change which that is."""
         if not params:
             params = self.prepare(params, operands, weights)
-        own, onto = list(operands[: self.movable]), self._set(operands).project
+        own, onto = list(operands[: self.movable]), self._onto(operands)
         places = [i for i, weight in enumerate(weights.operands) if weight is not None]
         starts, missed = [own[i] for i in places], None
         if self.isometries:

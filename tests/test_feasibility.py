@@ -239,3 +239,55 @@ def test_what_needs_copies_keeps_them():
         x, info = solve(jnp.array([2.0, -3.0, 1.0]))
         assert float(info.gap) < 1e-5
         assert np.linalg.norm(x[:2]) < 1 + 1e-5 and np.min(x) > -1e-5
+
+
+def test_complex_variables_iterate_as_by_hand():
+    """Fourier magnitudes and a support, of a complex signal, in complex128."""
+    rng = np.random.default_rng(5)
+    start, mask = rng.normal(size=16) + 1j * rng.normal(size=16), np.arange(16) < 7
+    measured = np.abs(np.fft.fft(np.where(mask, rng.uniform(size=16), 0)))
+
+    def problem(z, m, mask):
+        pjax.constrain(jnp.fft.fft(z), sets.Magnitude(m))
+        pjax.constrain(z, sets.Support(mask))
+
+    def magnitudes(z):
+        spectrum = np.fft.fft(z)
+        return np.fft.ifft(measured * spectrum / np.abs(spectrum))
+
+    z = start
+    for _ in range(10):
+        on_a = magnitudes(z)
+        z = z + np.where(mask, 2 * on_a - z, 0) - on_a
+    solve = pjax.project(problem, solver=pjax.DouglasRachford(), steps=10)
+    found, _ = solve(jnp.asarray(start, jnp.complex64), jnp.asarray(measured), jnp.asarray(mask))
+    assert found.dtype == jnp.complex64
+    np.testing.assert_allclose(found, magnitudes(z), atol=1e-4)
+
+
+def test_arrays_are_constrained_together():
+    """A ball of two arrays is the ball of the vector of both."""
+
+    def joint(a, b):
+        assert pjax.constrain((a, {"b": b}), sets.Ball(1.0))[0] is a
+
+    solve = pjax.project(joint, (0, 1), solver=pjax.AlternatingProjections(), steps=1)
+    (a, b), info = solve(jnp.array([3.0, 0.0]), jnp.array([[4.0]]))
+    np.testing.assert_allclose(a, [0.6, 0.0], atol=1e-6)
+    np.testing.assert_allclose(b, [[0.8]], atol=1e-6)
+    assert float(info.gap) < 1e-6
+    # To JAX it is the identity.
+    z = jnp.array([1.0 + 2.0j, 3.0j])
+    same = jax.jit(lambda z: pjax.constrain(z, sets.Equal(1.0j)))(z)
+    np.testing.assert_array_equal(same, z)
+
+
+def test_what_cannot_be_constrained_says_so():
+    with pytest.raises(pjax.InputError, match="Box is a set of real arrays"):
+        pjax.constrain(jnp.array([1.0j]), sets.Box(0.0, 1.0))
+    with pytest.raises(pjax.InputError, match="Equal holds complex numbers"):
+        pjax.constrain(jnp.ones(3), sets.Equal(1.0j))
+    with pytest.raises(pjax.InputError, match="only arrays can lie in Ball"):
+        pjax.constrain((jnp.ones(2), "a"), sets.Ball(1.0))
+    with pytest.raises(pjax.InputError, match="must be real"):
+        pjax.constrain((jnp.ones(2), jnp.arange(2)), sets.Ball(1.0))

@@ -51,6 +51,8 @@ class Set(eqx.Module):
             of which the user gets the projection.
         interval: whether it is an interval of its own for every element, so that elements are
             projected one by one, and what is between two points of it is in it.
+        separable: whether it is a set of its own for every element, an interval or not.
+        of_complex: whether it is a set of complex arrays, too.
 
     Example:
         >>> import jax.numpy as jnp
@@ -64,6 +66,8 @@ class Set(eqx.Module):
 
     convex: ClassVar[bool] = False
     interval: ClassVar[bool] = False
+    separable: ClassVar[bool] = False
+    of_complex: ClassVar[bool] = False
 
     @abc.abstractmethod
     def project(self, x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -39,6 +39,7 @@ class Equal(Set):
 
     convex: ClassVar[bool] = True
     interval: ClassVar[bool] = True
+    of_complex: ClassVar[bool] = True
     value: ArrayLike = eqx.field(converter=as_array)
 
     def __check_init__(self):
@@ -150,6 +151,7 @@ class Support(Set):
 
     convex: ClassVar[bool] = True
     interval: ClassVar[bool] = True
+    of_complex: ClassVar[bool] = True
     mask: ArrayLike = eqx.field(converter=as_array)
 
     def __check_init__(self):

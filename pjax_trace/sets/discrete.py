@@ -1,6 +1,7 @@
 """Sets of arrays whose elements have few values: binary vectors, clauses, one-hot vectors."""
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -43,6 +44,7 @@ class Discrete(Set):
         Array([-1.,  0.,  0.,  1.], dtype=float32)
     """
 
+    separable: ClassVar[bool] = True
     values: ArrayLike = eqx.field(converter=as_array)
 
     def __check_init__(self):
@@ -76,6 +78,7 @@ class Binary(Set):
         Array([-1., -1.,  1.], dtype=float32)
     """
 
+    separable: ClassVar[bool] = True
     low: ArrayLike = eqx.field(default=0.0, converter=as_array)
     high: ArrayLike = eqx.field(default=1.0, converter=as_array)
 

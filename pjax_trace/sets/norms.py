@@ -231,6 +231,8 @@ class Magnitude(Set):
         Array([3.+4.j, 5.+0.j], dtype=complex64)
     """
 
+    separable: ClassVar[bool] = True
+    of_complex: ClassVar[bool] = True
     magnitude: ArrayLike = eqx.field(converter=as_array)
 
     def __check_init__(self):
