@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from pjax_trace.acceleration import Acceleration
 from pjax_trace.errors import InputError, TraceError
+from pjax_trace.pairs import as_pair
 from pjax_trace.signature import mismatch
 
-__all__ = ["Auxiliary", "Info", "State", "check_state", "parted"]
+__all__ = ["Auxiliary", "Info", "State", "check_state", "parted", "structure_of"]
 
 
 class State(eqx.Module):
@@ -34,6 +36,15 @@ class State(eqx.Module):
     latent: tuple[Array, ...]
     point: tuple[Any, ...]
     structure: Any = eqx.field(static=True)
+
+
+def structure_of(shapes: Any, accelerations: Sequence[Acceleration]) -> Any:
+    """What a state must have in common with parameters of these shapes and with accelerations."""
+    arrays = [as_pair(jax.ShapeDtypeStruct(shape, dtype)) for _, shape, dtype in shapes]
+    memory = jax.eval_shape(lambda xs: [a.init(xs) for a in accelerations], arrays)
+    leaves, tree = jax.tree.flatten(memory)
+    names = tuple(type(a).__name__ for a in accelerations)
+    return shapes, names, (str(tree), *(x.shape for x in leaves))
 
 
 def check_state(method: str, state: Any, expected: Any) -> None:

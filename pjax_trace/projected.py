@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from pjax_trace import _compat
 from pjax_trace.acceleration import Averaging
+from pjax_trace.arguments import Arguments
 from pjax_trace.build import build_graph
 from pjax_trace.errors import (
     InputError,
@@ -20,25 +21,24 @@ from pjax_trace.errors import (
     interrupts_wait,
 )
 from pjax_trace.explain import explanation
+from pjax_trace.feasible import onto_sets
 from pjax_trace.granularity import coarsen
 from pjax_trace.graph import ConsensusGraph
-from pjax_trace.info import Auxiliary, Info, State, check_state, parted
-from pjax_trace.pairs import as_complex, as_pair, is_complex
+from pjax_trace.info import Auxiliary, Info, State, check_state, parted, structure_of
+from pjax_trace.pairs import as_pair
 from pjax_trace.problem import Problem
 from pjax_trace.signature import (
     Numbers,
     Signature,
     check_alive,
     needs_more,
-    parameters_in,
     remember,
     shapes_of,
     strong,
 )
-from pjax_trace.spaces import space_of
 from pjax_trace.trace import trace_program
-from pjax_trace.trainable import Leaf, closed, is_shape, opened
-from pjax_trace.update import Plan, find_culprit, resumable, run_update
+from pjax_trace.trainable import is_shape, opened
+from pjax_trace.update import Plan, find_culprit, one_step, resumable, run_update
 
 __all__ = ["Projected"]
 
@@ -59,13 +59,11 @@ class Projected:
     ):
         functools.update_wrapper(self, fn, updated=())
         self._fn = fn
-        self._name = getattr(fn, "__name__", "the function")
-        self._argnums = argnums
+        self._arguments = Arguments(fn, argnums, trainable)
+        self._name = self._arguments.name
         self._plan = plan
         self._granularity = granularity
         self._schedule = schedule
-        self._several = isinstance(argnums, tuple)
-        self._trainable = trainable
         self._numbers_seen = Numbers()
         self._signatures: dict[Any, Signature] = {}
         self._structures: dict[Any, Any] = {}
@@ -74,6 +72,7 @@ class Projected:
         self._jitted = jax.jit(self._run, static_argnums=0, donate_argnums=(1, 2) if donate else ())
         self._jitted_once = jax.jit(self._run, static_argnums=0)
         self._culprit = jax.jit(functools.partial(self._run, run=find_culprit), static_argnums=0)
+        self._settled = jax.jit(self._in_sets, static_argnums=0)
         self._placed = jax.jit(functools.partial(self._run, run=resumable), static_argnums=0)
 
     def __repr__(self) -> str:
@@ -81,7 +80,7 @@ class Projected:
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Info]:
         """One update from scratch: the arguments of the function → new parameters and info."""
-        parameters = self._parameters_of(args)
+        parameters = self._arguments.parameters_of(args)
         state = self.init(parameters)
         new, _, info = self._update(self._jitted_once, state, args, kwargs)
         return new, info
@@ -98,7 +97,7 @@ class Projected:
         Raises:
             InputError: if ``params`` has no floating-point array that may move.
         """
-        found = self._leaves(params)
+        found = self._arguments.leaves(params)
         zero = functools.partial(jnp.zeros, (), jnp.int32)
         leaves = [
             as_pair(jnp.zeros(x.shape, x.dtype) if is_shape(x) else strong(x))
@@ -108,9 +107,9 @@ class Projected:
         ]
         memory = tuple(a.init(leaves) for a in self._plan.acceleration)
         state = State(zero(), zero(), memory, (), (), self._structure(shapes_of(found)))
-        if not args and not kwargs and needs_more(self._fn, self._argnums):
+        if not args and not kwargs and needs_more(self._fn, self._arguments.numbers):
             return state
-        signature, parameters, data = self._split(self._insert(params, args), kwargs)
+        signature, parameters, data = self._split(self._arguments.insert(params, args), kwargs)
         latent = self._plan.solver.keeps_latent(self._graph(signature, parameters, data))
         state = dataclasses.replace(state, latent=tuple(leaves) if latent else ())
         return self._resumable(signature, parameters, data, state)
@@ -125,7 +124,7 @@ class Projected:
         Raises:
             InputError: if there is no `Averaging` among the accelerations, or the shapes differ.
         """
-        self._check_state("averaged", shapes_of(self._leaves(params)), state)
+        self._check_state("averaged", shapes_of(self._arguments.leaves(params)), state)
         kept = [
             acceleration.average(memory)
             for acceleration, memory in zip(self._plan.acceleration, state.memory, strict=True)
@@ -137,7 +136,9 @@ class Projected:
                 "pjax_trace.Averaging()"
             )
         # Copies, where the next update gives the buffers of the state away.
-        return self._combine(params, [jnp.array(x) if self._donate else x for x in kept[-1]])
+        return self._arguments.combine(
+            params, [jnp.array(x) if self._donate else x for x in kept[-1]]
+        )
 
     def update(self, params: PyTree, state: State, /, *args: Any, **kwargs: Any) -> tuple:
         """One update: ``params, state, info``.
@@ -153,8 +154,23 @@ class Projected:
             NonFiniteError: if NaN or infinity turns up (not under ``jax.jit``: there
                 ``info.finite`` tells, and the parameters come back as they were).
         """
-        args = self._insert(params, args)
+        args = self._arguments.insert(params, args)
         return self._update(self._jitted, state, args, kwargs, goes_on=True)
+
+    def feasible(self, params: PyTree, /, *args: Any, **kwargs: Any) -> PyTree:
+        """The parameters in the sets that they are constrained to: each set's own nearest point.
+
+        Of several convex sets with parameters in common, it is the nearest point of all of them.
+        Sets of what is computed from parameters have no part in it.
+
+        Args:
+            params: the parameters, such as those that `averaged` returns.
+            *args: the other arguments of the function, in order.
+            **kwargs: its keyword arguments.
+        """
+        signature, leaves = self._sign(self._arguments.insert(params, args), kwargs)
+        moved = self._settled(signature, *signature.arrays(leaves))
+        return self._arguments.parameters_of(signature.replace(leaves, moved)[0])
 
     def trace(self, *args: Any, **kwargs: Any) -> ConsensusGraph:
         """The consensus graph of a call, without running it."""
@@ -176,12 +192,6 @@ class Projected:
         signature, parameters, data = self._split(args, kwargs)
         names = (*signature.parameter_names, *signature.data_names)
         plan = self._plan
-
-        def step(graph: ConsensusGraph, parameters: list[Any], data: list[Any]) -> Any:
-            problem = Problem.forward(graph, plan.metric, parameters, data)
-            space = space_of(problem, copies=plan.copies)
-            return plan.solver.step(space, plan.solver.init(space, problem.values))
-
         print(
             explanation(
                 self._flat(signature),
@@ -192,7 +202,7 @@ class Projected:
                 copies=plan.copies,
                 granularity=self._granularity,
                 schedule=self._schedule,
-                step=None if plan.solver.gaps else step,
+                step=None if plan.solver.gaps else functools.partial(one_step, plan),
                 has_aux=self._has_aux,
                 spread=plan.spread,
             )
@@ -202,68 +212,20 @@ class Projected:
         """The update of a call, lowered by XLA but not run; ``.compile()`` goes on, as for jit."""
         signature, leaves = self._sign(args, kwargs)
         parameters, data = signature.arrays(leaves)
-        return self._jitted.lower(signature, parameters, self.init(self._parameters_of(args)), data)
+        return self._jitted.lower(
+            signature, parameters, self.init(self._arguments.parameters_of(args)), data
+        )
 
     def _structure(self, shapes: Any) -> Any:
         """What a state must have in common with parameters and accelerations."""
         found = self._structures.get(shapes)
         if found is None:
-            accelerations = self._plan.acceleration
-            arrays = [as_pair(jax.ShapeDtypeStruct(shape, dtype)) for _, shape, dtype in shapes]
-            memory = jax.eval_shape(lambda xs: [a.init(xs) for a in accelerations], arrays)
-            leaves, tree = jax.tree.flatten(memory)
-            names = tuple(type(a).__name__ for a in accelerations)
-            found = shapes, names, (str(tree), *(x.shape for x in leaves))
+            found = structure_of(shapes, self._plan.acceleration)
             remember(self._structures, shapes, found)
         return found
 
     def _check_state(self, method: str, shapes: Any, state: Any) -> None:
         check_state(method, state, self._structure(shapes))
-
-    def _places(self, params: Any) -> dict[int, Any]:
-        """The parameters by position among the function's arguments, in their order."""
-        params = params if self._several else (params,)
-        return dict(sorted(zip(self._numbers(), params, strict=True), key=lambda place: place[0]))
-
-    def _leaves(self, params: Any) -> dict[int, list[Leaf]]:
-        """What the arguments with parameters hold, by their numbers."""
-        said = self._trainable
-        by_place = self._several and isinstance(said, tuple)
-        trainable = self._places(said) if by_place else dict.fromkeys(self._numbers(), said)
-        return parameters_in(self._places(params), self._fn, trainable)
-
-    def _combine(self, params: Any, arrays: Sequence[Array]) -> Any:
-        """Parameters with other arrays."""
-        leaves = [leaf for those in self._leaves(params).values() for leaf in those]
-        own = iter(arrays)
-
-        def moved(old: Any) -> Any:
-            new = next(own)
-            return as_complex(new) if is_complex(old) else new
-
-        structure = jax.tree.structure(opened(self._places(params)))
-        new = closed(structure.unflatten(x if why else moved(x) for _, x, why in leaves))
-        # The parameters in the order of argnums; the arrays were in that of the arguments.
-        return tuple(new[n] for n in self._numbers()) if self._several else new[self._numbers()[0]]
-
-    def _numbers(self) -> tuple[int, ...]:
-        return self._argnums if isinstance(self._argnums, tuple) else (self._argnums,)
-
-    def _parameters_of(self, args: tuple) -> Any:
-        if len(args) <= max(self._numbers()):
-            raise InputError(
-                f"{self._name} takes its parameters as "
-                f"argument {max(self._numbers())}, but was called with {len(args)} arguments"
-            )
-        chosen = tuple(args[i] for i in self._numbers())
-        return chosen if self._several else chosen[0]
-
-    def _insert(self, params: Any, rest: tuple) -> tuple:
-        own = params if self._several else (params,)
-        places = dict(zip(self._numbers(), own, strict=True))
-        others = iter(rest)
-        count = len(places) + len(rest)
-        return tuple(places[i] if i in places else next(others) for i in range(count))
 
     def _split(self, args: tuple, kwargs: dict) -> tuple[Signature, list[Any], list[Any]]:
         """A call's arrays: those to solve for, real ones, and data; and what is left."""
@@ -276,7 +238,7 @@ class Projected:
         leaves, structure = jax.tree.flatten(opened((args, kwargs)))
 
         def signed(kinds: Any) -> Signature:
-            parameters = self._leaves(self._parameters_of(args))
+            parameters = self._arguments.leaves(self._arguments.parameters_of(args))
             return Signature.of(structure, kinds, parameters, self._fn)
 
         def compiles(kinds: Any) -> bool:
@@ -320,6 +282,7 @@ class Projected:
         parameters: Sequence[Any],
         data: Sequence[Any],
         rest: list[Any] | None = None,
+        schedule: str | None = None,
     ) -> ConsensusGraph:
         program = trace_program(
             self._flat(signature, rest),
@@ -331,7 +294,7 @@ class Projected:
             has_aux=self._has_aux,
             lift=self._plan.solver.lifts,
         )
-        graph = build_graph(program, schedule=self._schedule, copies=self._plan.spread)
+        graph = build_graph(program, schedule=schedule or self._schedule, copies=self._plan.spread)
         graph = coarsen(graph, self._granularity)
         if not any(c.out is None for c in graph.constraints):
             raise TraceError(
@@ -372,7 +335,7 @@ class Projected:
         self, signature: Signature, leaves: Any, data: Any, moved: Any, state: State, info: Info
     ) -> tuple[Any, State, Info]:
         """The result of an update, if it is finite; what was not is looked for only then."""
-        new = self._parameters_of(signature.replace(leaves, moved)[0])
+        new = self._arguments.parameters_of(signature.replace(leaves, moved)[0])
         if _compat.is_known(info.finite) and not bool(info.finite):
             culprit = info.suspects[int(self._culprit(signature, moved, state, data))]
             raise NonFiniteError(
@@ -398,3 +361,11 @@ class Projected:
         aux = Auxiliary(*rest) if self._has_aux else None
         new, state, info = run_update(self._plan, graph, signature, aux, pairs, state, data)
         return signature.joined(new), state, info
+
+    def _in_sets(self, signature: Signature, parameters: Any, data: Any) -> list[Array]:
+        """Parameters projected onto their sets."""
+        pairs = list(map(as_pair, parameters))
+        graph = self._graph(signature, pairs, data, schedule="sweep")
+        return signature.joined(
+            onto_sets(Problem.forward(graph, self._plan.metric, pairs, data), pairs)
+        )

@@ -232,9 +232,8 @@ def shapes_of(parameters: Mapping[int, Sequence[Leaf]]) -> tuple[tuple[str, Any,
     )
 
 
-def needs_more(fn: Callable[..., Any], argnums: int | tuple[int, ...]) -> bool:
+def needs_more(fn: Callable[..., Any], numbers: Sequence[int]) -> bool:
     """Whether a function has other arguments that it may need than those that are solved for."""
-    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
     try:
         parameters = [*inspect.signature(fn).parameters.values()]
     except (TypeError, ValueError):

@@ -21,7 +21,7 @@ from pjax_trace.spaces import Space, space_of
 from pjax_trace.steps import Run, run_steps
 from pjax_trace.sums import inner
 
-__all__ = ["Plan", "find_culprit", "resumable", "run_update"]
+__all__ = ["Plan", "find_culprit", "one_step", "resumable", "run_update"]
 
 
 class Plan(NamedTuple):
@@ -93,6 +93,15 @@ def run_update(
         (list(given), after),
     )
     return list(given), after, info
+
+
+def one_step(
+    plan: Plan, graph: ConsensusGraph, parameters: Sequence[Array], data: Sequence[Any]
+) -> tuple[Any, Array]:
+    """A step of the solver from these parameters."""
+    problem = Problem.forward(graph, plan.metric, parameters, data)
+    space = space_of(problem, copies=plan.copies)
+    return plan.solver.step(space, plan.solver.init(space, problem.values))
 
 
 def resumable(

@@ -291,3 +291,33 @@ def test_what_cannot_be_constrained_says_so():
         pjax.constrain((jnp.ones(2), "a"), sets.Ball(1.0))
     with pytest.raises(pjax.InputError, match="must be real"):
         pjax.constrain((jnp.ones(2), jnp.arange(2)), sets.Ball(1.0))
+
+
+def test_averages_are_brought_back_into_their_sets():
+    """Each set's own nearest point; and of two convex sets the nearest point of both."""
+
+    def fit(model, x, y):
+        pjax.constrain(model["w"], sets.TopK(5))
+        pjax.constrain(model["v"], sets.NonNegative())
+        pjax.constrain(jnp.ravel(model["v"]), sets.Ball(1.0))
+        return jnp.mean(jnp.square(jnp.tanh(x @ model["w"]) @ model["v"] - y))
+
+    rng = np.random.default_rng(6)
+    x, y = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((32, 4), (32, 2)))
+    model = {"w": jnp.ones((4, 3)), "v": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)}
+    train = pjax.project(fit)
+    state = train.init(model)
+    for _ in range(5):
+        model, state, _ = train.update(model, state, x, y)
+    averaged = train.averaged(model, state)
+    assert int(jnp.sum(averaged["w"] != 0)) > 5
+    found = train.feasible(averaged, x, y)
+    np.testing.assert_array_equal(found["w"], sets.TopK(5).project(averaged["w"]))
+    nonnegative = np.maximum(np.asarray(averaged["v"]), 0)
+    expected = nonnegative / max(1, np.linalg.norm(nonnegative))  # a cone, then a ball around 0
+    np.testing.assert_allclose(found["v"], expected, atol=1e-6)
+    # What is in the sets stays, whichever solver is used.
+    classical = pjax.project(fit, solver=pjax.AlternatingProjections())
+    for projected in (train, classical):
+        again = projected.feasible(found, x, y)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again, found)

@@ -29,7 +29,9 @@ def the_sum(fn, *shapes):
         pjax.constrain(fn(*params), pjax.sets.Equal(0.0))
 
     arrays = tuple(jnp.zeros(shape) for shape in shapes)
-    graph = pjax.project(constrained, granularity="block", schedule="parallel").trace(arrays)
+    graph = pjax.project(constrained, granularity="block", schedule="parallel", copies=False).trace(
+        arrays
+    )
     (found,) = (c for c in graph.constraints if isinstance(c.rule, BlockRule))
     return found
 
@@ -253,7 +255,7 @@ def test_constraints_of_a_colour_are_independent():
 
 def test_granularity_by_names():
     graph = pjax.project(
-        network, granularity={"dot_general_1": "block"}, schedule="parallel"
+        network, granularity={"dot_general_1": "block"}, schedule="parallel", copies=False
     ).trace(PARAMS, X, Y)
     blocks = [c.name for c in graph.constraints if c.rule.granularity == "block"]
     assert blocks == ["dot_general_1"]

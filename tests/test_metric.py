@@ -24,7 +24,9 @@ LAYERS = {
     10: {"weight": jnp.ones((3, 2))},
 }
 MODEL = {"layers": LAYERS}
-GRAPH = pjax.project(network, schedule="parallel").trace(MODEL, jnp.ones((4, 2)), jnp.ones((4, 2)))
+GRAPH = pjax.project(network, schedule="parallel", copies=False).trace(
+    MODEL, jnp.ones((4, 2)), jnp.ones((4, 2))
+)
 NAMES = [v.name for v in GRAPH.variables]
 ROOT = "model['layers']"
 
@@ -89,7 +91,9 @@ def test_weights_per_parameter_are_shared_by_their_copies():
         pjax.constrain(x @ w + w[:1], sets.Equal(1.0))
         pjax.constrain(jnp.abs(w) + w, sets.Equal(1.0))
 
-    graph = pjax.project(repeated, schedule="parallel").trace(jnp.ones((3, 3)), jnp.ones((5, 3)))
+    graph = pjax.project(repeated, schedule="parallel", copies=False).trace(
+        jnp.ones((3, 3)), jnp.ones((5, 3))
+    )
     assert any(v.repeats in graph.parameters for v in graph.variables)  # An identity of w.
     resolved = pjax.Metric(parameters=26.0, per="parameter").resolve(graph)
     # Five rows read it and its first row again, abs and the sum read it once: 26 / 3 in the mean.

@@ -21,7 +21,9 @@ def ended(*values):
 
 
 def graph_of(function, *args):
-    return pjax.project(function, argnums=tuple(range(len(args))), schedule="parallel").trace(*args)
+    return pjax.project(
+        function, argnums=tuple(range(len(args))), schedule="parallel", copies=False
+    ).trace(*args)
 
 
 def sums(graph):

@@ -163,7 +163,9 @@ def test_pytrees():
     )
     names = [
         p.name
-        for p in pjax.project(function, schedule="parallel").trace(tree, X, LABELS).parameters
+        for p in pjax.project(function, schedule="parallel", copies=False)
+        .trace(tree, X, LABELS)
+        .parameters
     ]
     assert names == ["p['layers'][0][0]", "p['layers'][0][1]", "p['scale'][0]"]
 
@@ -462,7 +464,7 @@ def test_the_metric_by_kind_and_path():
     # What the loss reads, held fast: the pull towards the labels is a ten-thousandth.
     assert max(moved(pjax.Metric(outputs=1e4)).values()) < 0.1 * max(plain.values())
 
-    graph = pjax.project(two_layers, schedule="parallel").trace(p, X, LABELS)
+    graph = pjax.project(two_layers, schedule="parallel", copies=False).trace(p, X, LABELS)
 
     def weights(**kinds):
         return {v.name: weight for v, weight in pjax.Metric(**kinds).resolve(graph).items()}

@@ -127,7 +127,7 @@ def test_data_stay_data():
         scale = jnp.sort(jnp.fft.fft(d).real)[::-1]  # primitives without rules
         pjax.constrain(x * scale, pjax.sets.Equal(1.0))
 
-    graph = pjax.project(function, schedule="parallel").trace(X, Y)
+    graph = pjax.project(function, schedule="parallel", copies=False).trace(X, Y)
     assert [c.name for c in graph.constraints] == ["Equal"]
     program = graph.program
     assert [v.name for v in program.parameters] == ["x"]
@@ -166,7 +166,9 @@ def test_numbering_is_deterministic():
             h = traced_anew(params["a"], with_jvp(params["b"]))[0] * x
             return pjax.losses.squared_error(jax.nn.relu(h)[None], x[None])
 
-        program = pjax.project(function, schedule="parallel").trace(*arguments).program
+        program = (
+            pjax.project(function, schedule="parallel", copies=False).trace(*arguments).program
+        )
         return [
             (e.primitive.name, [v.index for v in e.inputs], [v.index for v in e.outputs], e.source)
             for e in program.equations
@@ -185,7 +187,9 @@ def test_argument_paths():
         return pjax.losses.squared_error(scale * jax.vmap(model)(batch["x"]), batch["y"])
 
     batch = {"x": jnp.ones((4, 3)), "y": jnp.zeros((4, 1))}
-    graph = pjax.project(fit, schedule="parallel").trace(model, batch, scale=jnp.float32(2.0))
+    graph = pjax.project(fit, schedule="parallel", copies=False).trace(
+        model, batch, scale=jnp.float32(2.0)
+    )
     assert [p.name for p in graph.parameters] == [
         "model.layers[0].weight",
         "model.layers[0].bias",
@@ -232,6 +236,7 @@ def test_source_lines_reach_the_messages():
         pjax.project(
             lambda x: pjax.constrain(jax.lax.bessel_i0e(x), pjax.sets.Equal(1.0)),  # a factorial
             schedule="parallel",
+            copies=False,
         ).trace(X)
     line = 1 + next(
         i
@@ -284,6 +289,7 @@ def test_stop_gradient_is_data():
     graph = pjax.project(
         lambda x: pjax.constrain(x * jax.lax.stop_gradient(jnp.sort(x)), pjax.sets.Equal(1.0)),
         schedule="parallel",
+        copies=False,
     ).trace(X)
     assert [c.name for c in graph.constraints] == ["Equal"]
 
@@ -336,9 +342,11 @@ def test_disable_jit():
     def kinds(graph):
         return [(c.rule.family, c.shapes, c.variable) for c in graph.constraints]
 
-    expected = kinds(pjax.project(fit, schedule="parallel").trace(model, x))
+    expected = kinds(pjax.project(fit, schedule="parallel", copies=False).trace(model, x))
     with jax.disable_jit():
-        assert kinds(pjax.project(fit, schedule="parallel").trace(model, x)) == expected
+        assert (
+            kinds(pjax.project(fit, schedule="parallel", copies=False).trace(model, x)) == expected
+        )
 
 
 def test_python_branches_are_refused():
@@ -346,6 +354,7 @@ def test_python_branches_are_refused():
         pjax.project(
             lambda x: pjax.constrain(x if x[0] > 0 else -x, pjax.sets.Equal(1.0)),
             schedule="parallel",
+            copies=False,
         ).trace(X)
 
 

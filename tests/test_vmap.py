@@ -74,7 +74,7 @@ def posed(function):
 def outcome(function, xs, goals):
     """The families of a graph's constraints, as often as there is each; or how it is refused."""
     try:
-        graph = pjax.project(posed(function), schedule="parallel").trace(xs, goals)
+        graph = pjax.project(posed(function), schedule="parallel", copies=False).trace(xs, goals)
     except pjax.TraceError as error:
         return type(error)
     return sorted((c.rule.family, c.rule.granularity) for c in graph.constraints)

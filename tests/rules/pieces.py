@@ -63,7 +63,7 @@ def names_of(function, *shapes):
         out = function(*xs).astype(jnp.float32)
         return pjax.losses.squared_error(out[None], jnp.zeros((1, *out.shape)))
 
-    graph = pjax.project(fit, schedule="parallel").trace(operands)
+    graph = pjax.project(fit, schedule="parallel", copies=False).trace(operands)
     values = graph.program.evaluate(operands, [])
     _, parts, rest = graph.program.objective.evaluate(values)
     np.testing.assert_allclose(sum(parts.values()) + rest, fit(operands), rtol=1e-6)

@@ -30,4 +30,6 @@ def names(function, x):
         out = function(x)
         return pjax.losses.squared_error(out.reshape(1, -1), jnp.zeros((1, out.size)))
 
-    return [c.name for c in pjax.project(fit, schedule="parallel").trace(x).constraints][:-1]
+    return [
+        c.name for c in pjax.project(fit, schedule="parallel", copies=False).trace(x).constraints
+    ][:-1]

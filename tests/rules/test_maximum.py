@@ -68,7 +68,7 @@ def test_max_of_different_shapes_and_of_one_value_twice():
     def problem(x, y):
         pjax.constrain(lax.max(y, x), pjax.sets.Equal(2.0))
 
-    graph = pjax.project(problem, schedule="parallel").trace(x, y)
+    graph = pjax.project(problem, schedule="parallel", copies=True).trace(x, y)
     assert [c.name for c in graph.constraints] == ["max", "Equal"]
     (moved_x, moved_y), info = pjax.project(problem, argnums=(0, 1), steps=60, schedule="parallel")(
         x, y
@@ -76,7 +76,9 @@ def test_max_of_different_shapes_and_of_one_value_twice():
     assert float(info.gap) < 1e-2
     np.testing.assert_allclose(jnp.maximum(moved_x, moved_y), 2.0, atol=1e-2)
     graph = pjax.project(
-        lambda x: pjax.constrain(lax.max(x, x), pjax.sets.Equal(2.0)), schedule="parallel"
+        lambda x: pjax.constrain(lax.max(x, x), pjax.sets.Equal(2.0)),
+        schedule="parallel",
+        copies=False,
     ).trace(x)
     assert [c.name for c in graph.constraints] == ["Equal"]
 
@@ -128,7 +130,7 @@ def test_clamp_between_data_and_variables():
     def bounded(lower, x):
         pjax.constrain(lax.clamp(lower, x, jnp.full((1, 2), 9.0)), pjax.sets.Equal(5.0))
 
-    graph = pjax.project(bounded, schedule="parallel").trace(x, x)
+    graph = pjax.project(bounded, schedule="parallel", copies=True).trace(x, x)
     assert [c.name for c in graph.constraints] == ["max", "max_1", "Equal"]
     graph = pjax.project(
         lambda x: pjax.constrain(jnp.clip(x, -1.0, 1.0), pjax.sets.Equal(5.0)), schedule="parallel"

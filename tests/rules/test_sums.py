@@ -445,7 +445,7 @@ def test_squares_are_no_products():
         def problem(x, square=square):
             pjax.constrain(square(x), pjax.sets.Box(0.0, 1.0))
 
-        graph = pjax.project(problem, schedule="parallel").trace(jnp.ones((2, 3)))
+        graph = pjax.project(problem, schedule="parallel", copies=False).trace(jnp.ones((2, 3)))
         assert graph.constraints[0].rule.family == "elementwise"
         assert not any(
             len(term.operands) == 2 for c in graph.constraints for term in c.params.get("terms", ())
@@ -473,7 +473,7 @@ def test_products_of_a_variable_with_itself(name):
     def problem(x):
         pjax.constrain(function(x), pjax.sets.Equal(goal))
 
-    graph = pjax.project(problem, schedule="parallel").trace(start)
+    graph = pjax.project(problem, schedule="parallel", copies=False).trace(start)
     product = next(c for c in graph.constraints if len(c.reads) >= 2)
     bases = [base.repeats or base for _, view in product.reads[:2] for base in view.bases]
     assert bases == [*graph.parameters] * 2
@@ -499,7 +499,7 @@ def test_products_of_a_variable_with_itself(name):
 
 def test_the_sum_of_a_value_with_itself_is_a_view():
     graph = pjax.project(
-        lambda x: pjax.constrain(x + x, pjax.sets.Equal(1.0)), schedule="parallel"
+        lambda x: pjax.constrain(x + x, pjax.sets.Equal(1.0)), schedule="parallel", copies=False
     ).trace(jnp.ones(2))
     assert [c.name for c in graph.constraints] == ["Equal"]
     x, _ = pjax.project(lambda x: pjax.constrain(x + x, pjax.sets.Equal(1.0)), schedule="parallel")(

@@ -131,7 +131,7 @@ def sum_free(parts):
 
 def problem_of(fn, params, *data, metric=None):
     """A traced problem, ready to be projected."""
-    graph = pjax.project(fn, schedule="parallel").trace(params, *data)
+    graph = pjax.project(fn, schedule="parallel", copies=False).trace(params, *data)
     arrays = map(jax.tree.leaves, (params, data))
     problem = Problem.forward(graph, metric or pjax.Metric(), *arrays)
     problem.prepare()
@@ -344,7 +344,7 @@ def test_integers_of_variables_are_data():
         pjax.constrain(x + x.astype(jnp.int32).astype(x.dtype), pjax.sets.Equal(1.0))
         pjax.constrain(jnp.where(x > 0, x, 2 * x), pjax.sets.Box(0.0, 1.0))
 
-    graph = pjax.project(problem, schedule="parallel").trace(jnp.ones(3))
+    graph = pjax.project(problem, schedule="parallel", copies=False).trace(jnp.ones(3))
     (frozen,) = graph.program.frozen
     assert frozen.primitive is lax.convert_element_type_p
     assert [c.rule.family for c in graph.constraints].count("discrete") == 2
@@ -356,7 +356,7 @@ def test_stop_gradient_is_data():
     def problem(x):
         pjax.constrain(x + jax.lax.stop_gradient(3 * x), pjax.sets.Equal(1.0))
 
-    graph = pjax.project(problem, schedule="parallel").trace(jnp.ones(2))
+    graph = pjax.project(problem, schedule="parallel", copies=False).trace(jnp.ones(2))
     (constraint,) = graph.constraints
     assert [v.name for _, view in constraint.reads for v in view.bases] == ["x"]
     x, _ = pjax.project(problem, solver=pjax.AlternatingProjections(), steps=1)(jnp.ones(2))
