@@ -17,7 +17,7 @@ from jaxtyping import Array, UInt32
 from pjax_trace.graph import ConsensusGraph
 from pjax_trace.solver import Solver
 
-__all__ = ["Governing", "keeps_point"]
+__all__ = ["Governing", "alike", "keeps_point"]
 
 
 def keeps_point(solver: Solver, graph: ConsensusGraph) -> bool:
@@ -55,10 +55,11 @@ class Governing(eqx.Module):
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self)
         return dataclasses.replace(zeros, given=tuple(x * jnp.nan for x in zeros.given))
 
-    def fits(self, fresh: Any) -> bool:
-        """Whether a carry is like this one, in structure, shapes and dtypes."""
-        shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), c) for c in (self.carry, fresh)]
-        return shapes[0] == shapes[1]
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two pytrees have the same structure, shapes and dtypes."""
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (one, other)]
+    return shapes[0] == shapes[1]
 
 
 def _fingerprint(x: Any) -> UInt32[Array, ""]:

@@ -38,7 +38,7 @@ from pjax_trace.signature import (
 )
 from pjax_trace.trace import trace_program
 from pjax_trace.trainable import is_shape, opened
-from pjax_trace.update import Plan, find_culprit, one_step, resumable, run_update
+from pjax_trace.update import Plan, find_culprit, one_step, run_update
 
 __all__ = ["Projected"]
 
@@ -70,10 +70,9 @@ class Projected:
         self._donate = donate
         self._has_aux = has_aux
         self._jitted = jax.jit(self._run, static_argnums=0, donate_argnums=(1, 2) if donate else ())
-        self._jitted_once = jax.jit(self._run, static_argnums=0)
-        self._culprit = jax.jit(functools.partial(self._run, run=find_culprit), static_argnums=0)
+        self._jitted_once = jax.jit(functools.partial(self._run, keep=False), static_argnums=0)
+        self._culprit = jax.jit(functools.partial(self._run, find=True), static_argnums=0)
         self._settled = jax.jit(self._in_sets, static_argnums=0)
-        self._placed = jax.jit(functools.partial(self._run, run=resumable), static_argnums=0)
 
     def __repr__(self) -> str:
         return f"project({self._name}, solver={self._plan.solver}, steps={self._plan.steps})"
@@ -305,8 +304,9 @@ class Projected:
 
     def _resumable(self, signature: Signature, parameters: Any, data: Any, state: State) -> State:
         """The state with a place for what the solver iterates on, if updates go on from it."""
-        place = self._placed.eval_shape(signature, parameters, state, data).point
-        return dataclasses.replace(state, point=tuple(point.nowhere() for point in place))
+        # Traced as the update is, which need not be traced again if there is no such place.
+        after = self._jitted.eval_shape(signature, parameters, state, data)[1]
+        return dataclasses.replace(state, point=tuple(point.nowhere() for point in after.point))
 
     def _update(
         self, jitted: Any, state: Any, args: tuple, kwargs: dict, goes_on: bool = False
@@ -350,16 +350,23 @@ class Projected:
         return new, state, info
 
     def _run(
-        self, signature: Signature, parameters: Any, state: State, data: Any, run: Any = run_update
+        self,
+        signature: Signature,
+        parameters: Any,
+        state: State,
+        data: Any,
+        *,
+        find: bool = False,
+        keep: bool = True,
     ) -> Any:
-        """One update, traced once and compiled into one computation; or something else of it."""
+        """One update, traced once and compiled into one computation; or what was not finite."""
         rest: list[Any] = []
         pairs = list(map(as_pair, parameters))
         graph = self._graph(signature, pairs, data, rest)
-        if run is not run_update:
-            return run(self._plan, graph, signature, pairs, state, data)
+        if find:
+            return find_culprit(self._plan, graph, signature, pairs, state, data)
         aux = Auxiliary(*rest) if self._has_aux else None
-        new, state, info = run_update(self._plan, graph, signature, aux, pairs, state, data)
+        new, state, info = run_update(self._plan, graph, signature, aux, pairs, state, data, keep)
         return signature.joined(new), state, info
 
     def _in_sets(self, signature: Signature, parameters: Any, data: Any) -> list[Array]:

@@ -239,7 +239,8 @@ def needs_more(fn: Callable[..., Any], numbers: Sequence[int]) -> bool:
     except (TypeError, ValueError):
         return True
     return any(
-        i not in numbers and p.default is inspect.Parameter.empty and p.kind is not p.VAR_KEYWORD
+        p.kind is p.VAR_POSITIONAL
+        or (i not in numbers and p.default is p.empty and p.kind is not p.VAR_KEYWORD)
         for i, p in enumerate(parameters)
     )
 

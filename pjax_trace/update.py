@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from pjax_trace.acceleration import Acceleration
-from pjax_trace.governing import Governing, keeps_point
+from pjax_trace.governing import Governing, alike, keeps_point
 from pjax_trace.graph import ConsensusGraph, Constraint
 from pjax_trace.info import Auxiliary, Info, State
 from pjax_trace.metric import Metric
@@ -21,7 +21,7 @@ from pjax_trace.spaces import Space, space_of
 from pjax_trace.steps import Run, run_steps
 from pjax_trace.sums import inner
 
-__all__ = ["Plan", "find_culprit", "one_step", "resumable", "run_update"]
+__all__ = ["Plan", "find_culprit", "one_step", "run_update"]
 
 
 class Plan(NamedTuple):
@@ -58,8 +58,12 @@ def run_update(
     parameters: Sequence[Array],
     state: State,
     data: Sequence[Any],
+    keep: bool,
 ) -> tuple[list[Array], State, Info]:
-    """New parameters and state, and what was done; the old ones if anything is not finite."""
+    """New parameters and state, and what was done; the old ones if anything is not finite.
+
+    With ``keep`` the state has the governing point, where solvers go on from it.
+    """
     solver = plan.solver
     base, start, space, run, ending = _solved(plan, graph, parameters, state, data)
     history, steps = run.history, run.steps
@@ -78,14 +82,20 @@ def run_update(
     given = solver.settled(space, new)
     latent = tuple(new) if solver.keeps_latent(graph) else ()
     # An update is a transaction: all of it, or nothing.
-    before = dataclasses.replace(state, latent=tuple(base) if latent else ())
+    goes_on = keep and not plan.acceleration and keeps_point(solver, graph)
+    point = (Governing.of(run.carry, given, data),) if goes_on else ()
+    before = dataclasses.replace(
+        state,
+        latent=tuple(base) if latent else (),
+        point=state.point if alike(state.point, point) else tuple(p.nowhere() for p in point),
+    )
     after = dataclasses.replace(
         state,
         steps=state.steps + steps,
         updates=state.updates + 1,
         memory=tuple(kept),
         latent=latent,
-        point=state.point and (Governing.of(run.carry, given, data),),
+        point=point,
     )
     given, after = jax.tree.map(
         lambda old, x: jnp.where(finite, x.astype(old.dtype), old),
@@ -102,21 +112,6 @@ def one_step(
     problem = Problem.forward(graph, plan.metric, parameters, data)
     space = space_of(problem, copies=plan.copies)
     return plan.solver.step(space, plan.solver.init(space, problem.values))
-
-
-def resumable(
-    plan: Plan,
-    graph: ConsensusGraph,
-    signature: Signature,
-    parameters: Sequence[Array],
-    state: State,
-    data: Sequence[Any],
-) -> State:
-    """The state with a place for the governing point, where updates can go on from one."""
-    if plan.acceleration or not keeps_point(plan.solver, graph):
-        return state
-    carry = _solved(plan, graph, parameters, state, data)[3].carry
-    return dataclasses.replace(state, point=(Governing.of(carry, parameters, data),))
 
 
 def find_culprit(
@@ -162,7 +157,7 @@ def _solved(
     solver = plan.solver
     carry = solver.init(space, space.original.values)
     for point in state.point:
-        if point.fits(carry):
+        if alike(point.carry, carry):
             carry = point.resumed(carry, parameters, data)
     run = run_steps(solver, space, carry, plan.steps, plan.tol)
     if plan.point != "consensus":

@@ -267,6 +267,7 @@ def test_named_scopes():
         lambda x, y: pjax.constrain(_product(x, y), pjax.sets.Equal(1.0)),
         (0, 1),
         schedule="parallel",
+        copies=False,
     )
     assert graph.trace(X, Y).constraints[0].scope == "product"
 
