@@ -70,7 +70,7 @@ class Projected:
         self._donate = donate
         self._has_aux = has_aux
         self._jitted = jax.jit(self._run, static_argnums=0, donate_argnums=(1, 2) if donate else ())
-        self._jitted_once = jax.jit(functools.partial(self._run, keep=False), static_argnums=0)
+        self._jitted_once = jax.jit(self._run, static_argnums=0)
         self._culprit = jax.jit(functools.partial(self._run, find=True), static_argnums=0)
         self._settled = jax.jit(self._in_sets, static_argnums=0)
 
@@ -350,14 +350,7 @@ class Projected:
         return new, state, info
 
     def _run(
-        self,
-        signature: Signature,
-        parameters: Any,
-        state: State,
-        data: Any,
-        *,
-        find: bool = False,
-        keep: bool = True,
+        self, signature: Signature, parameters: Any, state: State, data: Any, find: bool = False
     ) -> Any:
         """One update, traced once and compiled into one computation; or what was not finite."""
         rest: list[Any] = []
@@ -366,7 +359,7 @@ class Projected:
         if find:
             return find_culprit(self._plan, graph, signature, pairs, state, data)
         aux = Auxiliary(*rest) if self._has_aux else None
-        new, state, info = run_update(self._plan, graph, signature, aux, pairs, state, data, keep)
+        new, state, info = run_update(self._plan, graph, signature, aux, pairs, state, data)
         return signature.joined(new), state, info
 
     def _in_sets(self, signature: Signature, parameters: Any, data: Any) -> list[Array]:

@@ -58,12 +58,8 @@ def run_update(
     parameters: Sequence[Array],
     state: State,
     data: Sequence[Any],
-    keep: bool,
 ) -> tuple[list[Array], State, Info]:
-    """New parameters and state, and what was done; the old ones if anything is not finite.
-
-    With ``keep`` the state has the governing point, where solvers go on from it.
-    """
+    """New parameters and state, and what was done; the old ones if anything is not finite."""
     solver = plan.solver
     base, start, space, run, ending = _solved(plan, graph, parameters, state, data)
     history, steps = run.history, run.steps
@@ -82,7 +78,7 @@ def run_update(
     given = solver.settled(space, new)
     latent = tuple(new) if solver.keeps_latent(graph) else ()
     # An update is a transaction: all of it, or nothing.
-    goes_on = keep and not plan.acceleration and keeps_point(solver, graph)
+    goes_on = not plan.acceleration and keeps_point(solver, graph)
     point = (Governing.of(run.carry, given, data),) if goes_on else ()
     before = dataclasses.replace(
         state,
