@@ -219,14 +219,19 @@ def _projected(
 def _solution(x: Any, state: State, info: Info, tol: float, start: Array) -> Solution:
     residuals = info.residuals
     assert residuals is not None
-    solved = (residuals[info.steps - 1] <= tol) & info.finite
-    early = jnp.arange(residuals.size) < info.steps // 2
+    solved, stalled = _verdict(residuals, info.steps, info.finite, tol)
+    names = tuple(f"{n} at {s}" for n, s in zip(info.names, info.sources, strict=True))
+    return Solution(x, solved, stalled, info.distances, residuals, state.steps, state, start, names)
+
+
+@jax.jit  # one call instead of a dozen small ones, which take longer than many a problem
+def _verdict(residuals: Array, steps: Array, finite: Array, tol: float) -> tuple[Array, Array]:
+    """Whether a problem is solved, and whether it is stalled."""
+    solved = (residuals[steps - 1] <= tol) & finite
+    early = jnp.arange(residuals.size) < steps // 2
     best = [jnp.min(jnp.where(part, residuals, jnp.inf)) for part in (early, ~early)]
     nearer = ~jnp.isfinite(best[0]) | (best[1] < 0.99 * best[0])
-    names = tuple(f"{n} at {s}" for n, s in zip(info.names, info.sources, strict=True))
-    return Solution(
-        x, solved, ~solved & ~nearer, info.distances, residuals, state.steps, state, start, names
-    )
+    return solved, ~solved & ~nearer
 
 
 def _last(solution: Solution) -> Array:
