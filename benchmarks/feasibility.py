@@ -278,7 +278,7 @@ def feasibility_parser(
     doc: str | None,
     *,
     starts: int,
-    beta: float,
+    beta: float | None,
     max_steps: int,
     tol: float = 1e-4,
 ) -> argparse.ArgumentParser:

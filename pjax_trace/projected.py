@@ -111,8 +111,8 @@ class Projected:
         if not args and not kwargs and needs_more(self._fn, self._argnums):
             return state
         signature, parameters, data = self._split(self._insert(params, args), kwargs)
-        latent = self._plan.solver.keeps_latent(self._graph(signature, parameters, data))
-        state = dataclasses.replace(state, latent=tuple(leaves) if latent else ())
+        placed = self._placed.eval_shape(signature, parameters, state, data)  # traced once
+        state = dataclasses.replace(state, latent=tuple(leaves) if placed.latent else ())
         return self._resumable(signature, parameters, data, state)
 
     def averaged(self, params: PyTree, state: State) -> PyTree:

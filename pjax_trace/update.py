@@ -103,7 +103,9 @@ def resumable(
     state: State,
     data: Sequence[Any],
 ) -> State:
-    """The state with a place for the governing point, where updates can go on from one."""
+    """The state with places for what updates go on from: a latent point, or the governing one."""
+    if plan.solver.keeps_latent(graph):
+        state = dataclasses.replace(state, latent=tuple(parameters))
     if plan.acceleration or not keeps_point(plan.solver, graph):
         return state
     carry = _solved(plan, graph, parameters, state, data)[3].carry
