@@ -177,7 +177,9 @@ def compare(instance: Instance, options: argparse.Namespace) -> Compared:
         first, again = (_timed(solve, instance.starts[0], *instance.data)[0] for _ in range(2))
         compilation[name] = max(first - again, 0.0)  # that of other instances is used again
         runs[name] = [_solved(solve, start, instance) for start in instance.starts]
-    times = _times(instance, methods, options)
+    # The start from which both make most steps, as a step that is exactly at a solution is the last.
+    least = [min(run.steps for run in pair) for pair in zip(*runs.values(), strict=True)]
+    times = _times(instance, methods, instance.starts[int(np.argmax(least))], options)
     rows = [_row(instance.name, name, runs[name], times[name], compilation[name]) for name in runs]
     _compare_rows(rows)
     print(format_table(rows, COLUMNS), file=sys.stderr, flush=True)
@@ -218,13 +220,13 @@ def _solved(solve: Callable[..., Any], start: Array, instance: Instance) -> Solv
 
 
 def _times(
-    instance: Instance, methods: dict[str, Callable[..., Any]], options: argparse.Namespace
+    instance: Instance,
+    methods: dict[str, Callable[..., Any]],
+    start: Array,
+    options: argparse.Namespace,
 ) -> dict[str, Times]:
-    """The times of both methods from the first start, the methods taking turns.
-
-    A step that finds itself exactly at a solution is the last, so that fewer may be made.
-    """
-    args = instance.starts[0], *instance.data
+    """The times of both methods from a start, the methods taking turns."""
+    args = start, *instance.data
     solvers = {
         (name, count): solver(count, NEVER)
         for name, solver in methods.items()

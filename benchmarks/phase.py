@@ -61,7 +61,7 @@ def instance(size: int, starts: int, seed: int) -> tuple[Instance, np.ndarray]:
     true = np.asarray(image)
 
     def accepts(x: Array) -> bool:
-        return bool(error(np.asarray(x), true) < NEAR)
+        return error(np.asarray(x), true) < NEAR
 
     data = jnp.abs(jnp.fft.fft2(image)), support
     points = normal_starts(seed, starts, (size, size))
@@ -73,7 +73,8 @@ def error(found: np.ndarray, true: np.ndarray) -> float:
     half = len(true) // 2
     turned = np.zeros_like(true)
     turned[:half, :half] = true[:half, :half][::-1, ::-1]
-    return min(np.linalg.norm(found - t) for t in (true, turned)) / np.linalg.norm(true)
+    errors = [np.linalg.norm(found - t) for t in (true, turned)]
+    return float(min(errors) / np.linalg.norm(true))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
