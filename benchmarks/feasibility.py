@@ -177,7 +177,7 @@ def compare(instance: Instance, options: argparse.Namespace) -> Compared:
         first, again = (_timed(solve, instance.starts[0], *instance.data)[0] for _ in range(2))
         compilation[name] = max(first - again, 0.0)  # that of other instances is used again
         runs[name] = [_solved(solve, start, instance) for start in instance.starts]
-    # The start from which both make most steps, as a step that is exactly at a solution is the last.
+    # The start with most steps: one that finds itself exactly at a solution is the last.
     least = [min(run.steps for run in pair) for pair in zip(*runs.values(), strict=True)]
     times = _times(instance, methods, instance.starts[int(np.argmax(least))], options)
     rows = [_row(instance.name, name, runs[name], times[name], compilation[name]) for name in runs]
