@@ -42,6 +42,7 @@ __all__ = [
     "uniform_starts",
 ]
 
+FEW = 50  # Steps that are too few to be timed.
 NEVER = 1e-12  # A tolerance that no residual meets, so that all steps are made.
 
 COLUMNS = {
@@ -108,9 +109,9 @@ class Solved(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Seconds of a step, and of a call that makes one step only."""
+    """Seconds of a step, None if too few were made; and of a call that makes one step only."""
 
-    step: float
+    step: float | None
     once: float
 
 
@@ -193,9 +194,11 @@ def together(name: str, several: Sequence[Compared]) -> Compared:
     rows = []
     for i, runs in enumerate((ours, theirs)):
         own = [one.rows[i] for one in several]
-        step, once = (statistics.median(row[c] for row in own) for c in ("us a step", "ms a call"))
+        steps = [row["us a step"] for row in own if row["us a step"]]
+        step = statistics.median(steps) / 1e6 if steps else None
+        once = statistics.median(row["ms a call"] for row in own) / 1e3
         compilation = sum(row["compilation [s]"] for row in own)
-        rows.append(_row(name, own[0]["method"], runs, Times(step / 1e6, once / 1e3), compilation))
+        rows.append(_row(name, own[0]["method"], runs, Times(step, once), compilation))
     _compare_rows(rows)
     return Compared(rows, ours, theirs)
 
@@ -244,7 +247,9 @@ def _times(
     for name in methods:
         short, long = (name, 1), (name, 1 + options.timed_steps)
         once, many = (statistics.median(taken[pair]) for pair in (short, long))
-        found[name] = Times((many - once) / max(1, int(steps[long]) - 1), once)
+        more = int(steps[long]) - 1
+        long_enough = more >= FEW and many > once
+        found[name] = Times((many - once) / more if long_enough else None, once)
     return found
 
 
@@ -258,7 +263,7 @@ def _row(
         "solved": len(steps),
         "of": len(runs),
         "steps": statistics.median(steps) if steps else None,
-        "us a step": 1e6 * times.step,
+        "us a step": times.step and 1e6 * times.step,
         "ms a call": 1e3 * times.once,
         "ms a start": 1e3 * statistics.median(run.seconds for run in runs),
         "compilation [s]": compilation,
@@ -283,6 +288,7 @@ def feasibility_parser(
     beta: float | None,
     max_steps: int,
     tol: float = 1e-4,
+    timed_steps: int = 4000,
 ) -> argparse.ArgumentParser:
     """A parser with the options that all commands on feasibility have."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=doc)
@@ -293,7 +299,7 @@ def feasibility_parser(
     add("--tol", type=arguments.positive, default=tol, help="the residual that is a solution")
     add("--seed", type=arguments.whole, default=0, help="of the problems and starts")
     add("--repeats", type=arguments.count, default=5, help="of the timings")
-    add("--timed-steps", type=arguments.count, default=1000, help="in each of them")
+    add("--timed-steps", type=arguments.count, default=timed_steps, help="in each of them")
     add("--plot", type=arguments.output_file, help="file for a picture")
     add("--json", type=arguments.output_file, help="file to write the results to")
     return parser

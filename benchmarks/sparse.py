@@ -100,7 +100,9 @@ def plot(found: Compared, true: np.ndarray, options: argparse.Namespace) -> None
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command's options."""
-    parser = feasibility_parser("sparse", __doc__, starts=1, beta=1.0, max_steps=4000)
+    parser = feasibility_parser(
+        "sparse", __doc__, starts=1, beta=1.0, max_steps=4000, timed_steps=20_000
+    )
     add = parser.add_argument
     add("--seeds", type=arguments.count, default=5, help="how many problems")
     add("--equations", type=arguments.count, default=128)
