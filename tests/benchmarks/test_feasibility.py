@@ -31,7 +31,7 @@ def test_both_recover_a_sparse_vector(run_command, tmp_path):
     assert ours["solved"] == theirs["solved"] == ours["of"] == 4
     assert ours["steps"] == pytest.approx(theirs["steps"], abs=1)
     assert ours["x steps"] == pytest.approx(ours["steps"] / theirs["steps"])
-    assert ours["x time"] == pytest.approx(ours["us a step"] / theirs["us a step"])
+    assert ours["us a step"] is None  # too few of them
     assert len(content["seeds"]) == 2 * 2
     assert output.out.splitlines()[0].split()[:3] == ["problem", "method", "solved"]
 
