@@ -126,7 +126,9 @@ def plot(runs: Sequence[Solved], options: argparse.Namespace) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command's options."""
-    parser = feasibility_parser("packing", __doc__, starts=20, beta=1.0, max_steps=4000)
+    parser = feasibility_parser(
+        "packing", __doc__, starts=20, beta=1.0, max_steps=4000, timed_steps=20_000
+    )
     add = parser.add_argument
     add("--disks", type=arguments.count, default=10)
     add("--radius", type=arguments.positive, default=0.14, help="of the disks")
