@@ -108,10 +108,13 @@ class Projected:
         state = State(zero(), zero(), memory, (), (), self._structure(shapes_of(found)))
         if not args and not kwargs and needs_more(self._fn, self._arguments.numbers):
             return state
-        signature, parameters, data = self._split(self._arguments.insert(params, args), kwargs)
-        latent = self._plan.solver.keeps_latent(self._graph(signature, parameters, data))
-        state = dataclasses.replace(state, latent=tuple(leaves) if latent else ())
-        return self._resumable(signature, parameters, data, state)
+        signature, arrays = self._sign(self._arguments.insert(params, args), kwargs)
+        after = self._after(signature, *signature.arrays(arrays), state)
+        return dataclasses.replace(
+            state,
+            latent=tuple(leaves) if after.latent else (),
+            point=tuple(point.nowhere() for point in after.point),
+        )
 
     def averaged(self, params: PyTree, state: State) -> PyTree:
         """The parameters with their averages in the places of the floating-point arrays.
@@ -302,11 +305,9 @@ class Projected:
             )
         return graph
 
-    def _resumable(self, signature: Signature, parameters: Any, data: Any, state: State) -> State:
-        """The state with a place for what the solver iterates on, if updates go on from it."""
-        # Traced as the update is, which need not be traced again if there is no such place.
-        after = self._jitted.eval_shape(signature, parameters, state, data)[1]
-        return dataclasses.replace(state, point=tuple(point.nowhere() for point in after.point))
+    def _after(self, signature: Signature, parameters: Any, data: Any, state: State) -> State:
+        """The shapes of the state after an update, which is traced no second time when it runs."""
+        return self._jitted.eval_shape(signature, parameters, state, data)[1]
 
     def _update(
         self, jitted: Any, state: Any, args: tuple, kwargs: dict, goes_on: bool = False
@@ -315,7 +316,8 @@ class Projected:
         self._check_state("update", signature.shapes, state)
         parameters, data = signature.arrays(leaves)
         if goes_on and not state.point:
-            state = self._resumable(signature, parameters, data, state)
+            point = self._after(signature, parameters, data, state).point
+            state = dataclasses.replace(state, point=tuple(p.nowhere() for p in point))
         try:
             if not self._donate:
                 done = jitted(signature, parameters, state, data)

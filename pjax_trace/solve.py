@@ -219,20 +219,19 @@ def _projected(
 def _solution(x: Any, state: State, info: Info, tol: float, start: Array) -> Solution:
     residuals = info.residuals
     assert residuals is not None
-    solved = (residuals[info.steps - 1] <= tol) & info.finite
-    early = jnp.arange(residuals.size) < info.steps // 2
+    solved, stalled = _verdict(residuals, info.steps, info.finite, tol)
+    names = tuple(f"{n} at {s}" for n, s in zip(info.names, info.sources, strict=True))
+    return Solution(x, solved, stalled, info.distances, residuals, state.steps, state, start, names)
+
+
+@jax.jit  # one call instead of a dozen small ones, which take longer than many a problem
+def _verdict(residuals: Array, steps: Array, finite: Array, tol: float) -> tuple[Array, Array]:
+    """Whether a problem is solved, and whether it is stalled."""
+    solved = (residuals[steps - 1] <= tol) & finite
+    early = jnp.arange(residuals.size) < steps // 2
     best = [jnp.min(jnp.where(part, residuals, jnp.inf)) for part in (early, ~early)]
     nearer = ~jnp.isfinite(best[0]) | (best[1] < 0.99 * best[0])
-    names = tuple(f"{n} at {s}" for n, s in zip(info.names, info.sources, strict=True))
-    return Solution(
-        x, solved, ~solved & ~nearer, info.distances, residuals, state.steps, state, start, names
-    )
-
-
-def _last(solution: Solution) -> Array:
-    """The last residual of every one of several solutions."""
-    taken = jnp.sum(~jnp.isnan(solution.residuals), 1, keepdims=True)
-    return jnp.take_along_axis(solution.residuals, jnp.maximum(taken - 1, 0), 1)[:, 0]
+    return solved, ~solved & ~nearer
 
 
 def _starts(x0: Any, key: Any) -> Callable[[int], Any]:
@@ -263,14 +262,21 @@ def _noisy(key: Any, x: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _turns(projected: Projected, tol: float, count: int) -> Callable[..., Solution]:
-    """Some steps from many points at once, with the same data."""
+def _turns(projected: Projected, tol: float, count: int) -> Callable[..., tuple[Solution, Array]]:
+    """Some steps from many points at once, with the same data; and the last residuals."""
 
-    def turn(x: Any, state: State, number: Array, *data: Any) -> Solution:
+    def turn(x: Any, state: State, number: Array, *data: Any) -> tuple[Solution, Array]:
         x, state, info = projected.update(x, state, *data)
-        return _solution(x, state, info, tol, number)
+        solution = _solution(x, state, info, tol, number)
+        return solution, solution.residuals[info.steps - 1]
 
     return jax.jit(jax.vmap(turn, (0, 0, 0, *(None,) * count)))
+
+
+# Each is one call, where one for every array would take longer than many a problem.
+_stacked = jax.jit(lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))
+_taken = jax.jit(lambda trees, i: jax.tree.map(lambda x: x[i], trees))
+_placed = jax.jit(lambda trees, i, one: jax.tree.map(lambda x, y: x.at[i].set(y), trees, one))
 
 
 def _first(
@@ -283,27 +289,27 @@ def _first(
     tol: float,
 ) -> Solution:
     """The first start that leads to a solution, some of them at the same time."""
-    turns, new = _turns(projected, tol, len(data)), projected.init(start(0), *data)
+    turns, first = _turns(projected, tol, len(data)), start(0)
+    new = projected.init(first, *data)
     numbers = np.arange(slots, dtype=np.int32)
-    xs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(start, range(slots)))
-    states = jax.tree.map(lambda x: jnp.stack([x] * slots), new)
+    points = _stacked([(x, new) for x in (first, *map(start, range(1, slots)))])
     following, active, best = slots, np.ones(slots, bool), None
     while True:
-        found = turns(xs, states, numbers, *data)
-        xs, states, steps = found.x, found.state, np.asarray(found.steps)
-        ranks = np.where(active, np.nan_to_num(np.asarray(_last(found)), nan=np.inf), np.inf)
-        ranks = np.where(np.asarray(found.solved) & active, -1.0, ranks)
+        found, last = turns(*points, numbers, *data)
+        points = found.x, found.state
+        steps, solved, last = map(np.asarray, (found.steps, found.solved, last))
+        ranks = np.where(active, np.nan_to_num(last, nan=np.inf), np.inf)
+        ranks = np.where(solved & active, -1.0, ranks)
         slot = int(np.argmin(ranks))
         if best is None or ranks[slot] < best[0]:
-            best = ranks[slot], jax.tree.map(lambda x, slot=slot: x[slot], found)
+            best = ranks[slot], _taken(found, slot)
         ended = active & ((steps >= max_steps) | ~np.isfinite(ranks))
+        if best[0] < 0:
+            return best[1]
         for i in np.flatnonzero(ended):
             active[i] = following < starts
             if active[i]:
-                fresh = start(following), new
-                xs, states = jax.tree.map(
-                    lambda all_, one, i=i: all_.at[i].set(one), (xs, states), fresh
-                )
+                points = _placed(points, i, (start(following), new))
                 numbers[i], following = following, following + 1
-        if best[0] < 0 or not active.any():
+        if not active.any():
             return best[1]

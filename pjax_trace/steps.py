@@ -83,8 +83,9 @@ def _until(solver: Solver, space: Space, carry: Any, steps: int, tol: float, onc
         measure = ~more(k, last) if once else jnp.zeros((), bool)
         end, distances = body(start, measure) if once else solver.step(space, start)
         residual = solver.residual(space, start, end, distances).astype(last.dtype)
-        history = history.at[k].set(distances)
-        residuals = residuals.at[k].set(residual)
+        # In bounds, and said to be: of a small problem, checks would be half of a step.
+        history = jax.lax.dynamic_update_index_in_dim(history, distances.astype(wide), k, 0)
+        residuals = jax.lax.dynamic_update_index_in_dim(residuals, residual, k, 0)
         last = jnp.where(measure, last, residual)
         return end, history, residuals, jnp.where(measure, k, k + 1), last, measure
 

@@ -180,7 +180,10 @@ def largest(x: Array, k: int) -> Array:
     """Where the k largest elements of each row are, as a mask; the first of equal ones count."""
     if k == 0:
         return jnp.zeros(x.shape, bool)
-    index = jnp.argmax(x, -1, keepdims=True) if k == 1 else jax.lax.top_k(x, k)[1]
+    if k == 1:
+        places = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+        return places == jnp.argmax(x, -1, keepdims=True)
+    index = jax.lax.top_k(x, k)[1]
     return jnp.put_along_axis(jnp.zeros(x.shape, bool), index, True, axis=-1, inplace=False)
 
 
