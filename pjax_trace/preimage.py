@@ -7,6 +7,8 @@ set is known, the two constraints ``z = f(x)`` and ``z ∈ C`` become one, and z
 * C is an *interval* for every element, and each scalar equation of f has operands of its own: the
   nearest point of the graph of f whose output is the nearest point of C to ``f(x)``. (f is
   continuous, so that on the way from a point to any in the set, its output passes there.)
+* f is affine with ``L Lᵀ = c I`` by equations with operands of their own, such as differences:
+  ``x + Lᵀ (P_C(f(x)) − f(x)) / c``;
 * f is *affine*, and C one point: ``x + A⁺ (c − f(x))``;
 * f is affine, C an interval for every element, and sets are projected onto one after the other:
   those of the single equations, in turn.
@@ -15,17 +17,24 @@ Any other affine f whose equations share operands is one block, exactly, with z 
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
-from pjax_trace.affine import LIMIT, AffineGraph
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pjax_trace.affine import LIMIT, AffineGraph, Rows
 from pjax_trace.custom import BatchedRule, CustomRule
 from pjax_trace.graph import ConsensusGraph, Constraint, Membership
 from pjax_trace.known_view import known_view
-from pjax_trace.program import Program
+from pjax_trace.program import Program, Value
 from pjax_trace.registry import is_affine, isometry_of
+from pjax_trace.rule import Weights
 from pjax_trace.set_rule import SetRule, Through
 from pjax_trace.sets import Equal
+from pjax_trace.view import View
 
 __all__ = ["absorb_sets", "alone"]
 
@@ -71,7 +80,7 @@ def _absorbed(
     isometry, bare = isometry_of(inner), rule.through is None and not rule.isometries
     if isometry is not None and known.uniform and (isometry.onto or rule.separable):
         rule = dataclasses.replace(rule, isometries=(*rule.isometries, through))
-    elif bare and rule.bare.interval and alone(producer) and _is_pinned(producer):
+    elif bare and alone(producer) and _is_pinned(producer) and _fits(rule, producer, program):
         affine = is_affine(inner, producer.params, producer.variable)
         kind = "affine" if affine else "single"
         rule = dataclasses.replace(rule, through=through._replace(kind=kind))
@@ -98,12 +107,38 @@ def _is_pinned(c: Constraint) -> bool:
     return not jumps and not isinstance(c.rule, (CustomRule, BatchedRule))
 
 
+def _fits(rule: SetRule, producer: Constraint, program: Program) -> bool:
+    """Whether its outputs may go to the nearest point of the set, and operands follow, one by one.
+
+    To any set, if the function is affine and every scalar equation has operands of one length
+    together, ``L Lᵀ = c I``, as differences have; else to an interval for every output.
+    """
+    if rule.bare.interval:
+        return True
+    if not is_affine(producer.rule, producer.params, producer.variable) or not _small(producer):
+        return False
+    known = program.known_of([o for o in producer.operands if isinstance(o, Value)])
+    if known is None:
+        return False
+    weights = Weights(tuple(1.0 if v else None for v in producer.variable), None)
+    with jax.ensure_compile_time_eval():
+        operands = [
+            jnp.zeros(o.shape, o.dtype) if isinstance(o, View) else jnp.asarray(known[o])
+            for o in producer.operands
+        ]
+        function = functools.partial(producer.rule.apply, producer.params)
+        squares = np.asarray(Rows.of(function, operands, weights).squares)
+    return bool(np.allclose(squares, squares.max(initial=0), rtol=1e-5, atol=0))
+
+
 def _has_matrix(c: Constraint) -> bool:
     """Whether it is affine in all its variables together, with a matrix that is not too large."""
-    if not is_affine(c.rule, c.params, c.variable) or alone(c) or c.out is None:
-        return False
+    return is_affine(c.rule, c.params, c.variable) and not alone(c) and _small(c)
+
+
+def _small(c: Constraint) -> bool:
     inputs = sum(math.prod(view.shape) for _, view in c.reads)
-    return inputs * math.prod(c.out.shape) <= LIMIT
+    return c.out is not None and inputs * math.prod(c.out.shape) <= LIMIT
 
 
 def _as_block(c: Constraint) -> Constraint:

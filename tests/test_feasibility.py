@@ -110,6 +110,36 @@ def test_intervals_of_single_elements(function, inverse):
     np.testing.assert_allclose(found, ends, atol=2e-5)
 
 
+def test_differences_are_views_whatever_the_set():
+    """Of pairs, sums and means: ``x + Lᵀ (P(L x) − L x) / c``, in float64."""
+    rng = np.random.default_rng(8)
+    x = rng.normal(size=(6, 2))
+    pairs = np.array([[0, 3], [1, 4], [2, 5]])
+    difference = np.zeros((6, 12))
+    for k, (i, j) in enumerate(pairs):
+        for axis in range(2):
+            difference[2 * k + axis, 2 * i + axis] = 1.0
+            difference[2 * k + axis, 2 * j + axis] = -1.0
+    mean = np.kron(np.eye(6), np.full((1, 2), 0.5))
+    cases = [
+        (lambda x: x[pairs[:, 0]] - x[pairs[:, 1]], difference, (3, 2)),
+        (lambda x: jnp.mean(x, 1).reshape(3, 2), mean, (3, 2)),
+    ]
+    for function, matrix, shape in cases:
+        for region in (sets.Sphere(1.5, axis=-1), sets.TopK(2), sets.Ball(0.5)):
+
+            def problem(x, function=function, region=region):
+                pjax.constrain(function(x), region)
+
+            found = nearest(problem, x)
+            seen = matrix @ x.reshape(-1)
+            onto = np.asarray(region.project(jnp.asarray(seen.reshape(shape), jnp.float32)))
+            square = matrix @ matrix.T
+            np.testing.assert_allclose(square, square[0, 0] * np.eye(6), atol=1e-12)
+            step = matrix.T @ (onto.reshape(-1) - seen) / square[0, 0]
+            np.testing.assert_allclose(found, x + step.reshape(x.shape), atol=1e-5)
+
+
 TRANSFORMS = [
     (jnp.fft.rfft, (7,)),
     (jnp.fft.rfft, (8,)),
