@@ -30,6 +30,7 @@ def project(
     copies: bool | None = None,
     tol: float | None = None,
     point: str = "consensus",
+    history: bool = True,
     donate: bool = False,
     has_aux: bool = False,
     trainable: Any = None,
@@ -72,6 +73,8 @@ def project(
             other. The gap at the end is about as large, or smaller.
         point: which point is returned: the shadow of the iterate, ``"consensus"``; its projection
             onto the second group of constraints, ``"sets"``; or their ``"mean"``.
+        history: with a ``tol``, whether ``info`` has the distances that every step moved. They are
+            much of the work of a step if a problem is small. Without a ``tol`` it always has.
         donate: whether ``update`` gives the buffers of parameters and state to their successors,
             which saves memory. The old ones are then gone, but those that a failed update leaves
             are in its error.
@@ -179,5 +182,5 @@ def project(
     single = hasattr(acceleration, "update") or not isinstance(acceleration, Sequence)
     accelerations = tuple(map(acceleration_of, (acceleration,) if single else acceleration))
     product = schedule == "product"
-    plan = Plan(solver, steps, metric, accelerations, product, copies, spread, tol, point)
+    plan = Plan(solver, steps, metric, accelerations, product, copies, spread, tol, point, history)
     return Projected(fn, argnums, plan, granularity or "row", schedule, donate, has_aux, trainable)

@@ -213,7 +213,8 @@ def _projected(
 ) -> Projected:
     """The problem as a solver, made once, so that it is compiled once."""
     metric = dict(metric) if isinstance(metric, tuple) else metric
-    return project(problem, solver=solver, steps=steps, tol=tol, metric=metric, point=point)
+    options: Any = {"metric": metric, "point": point, "history": False}
+    return project(problem, solver=solver, steps=steps, tol=tol, **options)
 
 
 def _solution(x: Any, state: State, info: Info, tol: float, start: Array) -> Solution:

@@ -19,7 +19,7 @@ class Run(NamedTuple):
 
     Attributes:
         carry: where they ended.
-        history: squared distances that constraints moved, by step.
+        history: squared distances that constraints moved, by step; NaN if nobody asks.
         residuals: squared, by step; None where nobody asks.
         steps: how many there were.
         gaps: the squared gaps at the end; None where the steps do not tell them.
@@ -48,11 +48,17 @@ class _Measuring(CopyFree):
         return super().project(_chosen(self._measuring, self._values, point), group)
 
 
-def run_steps(solver: Solver, space: Space, carry: Any, steps: int, tol: float | None) -> Run:
-    """All steps from a carry; with a tolerance, up to where the residual is within it."""
+def run_steps(
+    solver: Solver, space: Space, carry: Any, steps: int, tol: float | None, recorded: bool = True
+) -> Run:
+    """All steps from a carry; with a tolerance, up to where the residual is within it.
+
+    With a tolerance, distances need not be recorded. Whatever is computed for them alone, which is
+    much of a step of a small problem, is then left out.
+    """
     once = solver.once and isinstance(space, CopyFree)
     if tol is not None:
-        return _until(solver, space, carry, steps, tol, once)
+        return _until(solver, space, carry, steps, tol, once, recorded)
     taken = jnp.asarray(steps, jnp.int32)
     if once:
         body = _measurable(solver, space)
@@ -67,7 +73,9 @@ def run_steps(solver: Solver, space: Space, carry: Any, steps: int, tol: float |
     return Run(carry, history, None, taken, None)
 
 
-def _until(solver: Solver, space: Space, carry: Any, steps: int, tol: float, once: bool) -> Run:
+def _until(
+    solver: Solver, space: Space, carry: Any, steps: int, tol: float, once: bool, recorded: bool
+) -> Run:
     """Steps until the residual is small; where a step can tell the gaps, one more that does."""
     body = _measurable(solver, space)
 
@@ -84,14 +92,16 @@ def _until(solver: Solver, space: Space, carry: Any, steps: int, tol: float, onc
         end, distances = body(start, measure) if once else solver.step(space, start)
         residual = solver.residual(space, start, end, distances).astype(last.dtype)
         # In bounds, and said to be: of a small problem, checks would be half of a step.
-        history = jax.lax.dynamic_update_index_in_dim(history, distances.astype(wide), k, 0)
+        if recorded or once:
+            history = jax.lax.dynamic_update_index_in_dim(history, distances.astype(wide), k, 0)
         residuals = jax.lax.dynamic_update_index_in_dim(residuals, residual, k, 0)
         last = jnp.where(measure, last, residual)
         return end, history, residuals, jnp.where(measure, k, k + 1), last, measure
 
     wide = jnp.result_type(float)
     size = steps + 1 if once else steps
-    history = jnp.zeros((size, len(space.problem.graph.hard)), wide)
+    shape = size if recorded or once else 1, len(space.problem.graph.hard)
+    history = jnp.full(shape, 0 if recorded or once else jnp.nan, wide)
     start = jnp.zeros(size, wide), jnp.zeros((), jnp.int32), jnp.zeros((), wide)
     loop = jax.lax.while_loop(unfinished, turn, (carry, history, *start, jnp.zeros((), bool)))
     carry, history, residuals, taken, _, _ = loop

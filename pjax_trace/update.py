@@ -37,6 +37,7 @@ class Plan(NamedTuple):
         spread: whether there are copies in any case.
         tol: the residual at which to stop; None to make all steps.
         point: which point is returned: "consensus", "sets" or "mean".
+        history: whether the report has what every step moved, where there is a tolerance.
     """
 
     solver: Solver
@@ -48,6 +49,7 @@ class Plan(NamedTuple):
     spread: bool
     tol: float | None
     point: str
+    history: bool
 
 
 def run_update(
@@ -64,7 +66,8 @@ def run_update(
     base, start, space, run, ending = _solved(plan, graph, parameters, state, data)
     history, steps = run.history, run.steps
     ends, problem = list(ending.parameters), space.original
-    finite = _all_finite((*ends, history, ending.gaps, problem.losses))
+    recorded = history if plan.history or run.residuals is None else run.residuals
+    finite = _all_finite((*ends, recorded, ending.gaps, problem.losses))
     suspects = _suspects(space, signature)
     info = _info(problem, aux, solver, ending, run, finite, suspects)
     new: Sequence[Array] = ends
@@ -119,6 +122,7 @@ def find_culprit(
     data: Sequence[Any],
 ) -> Array:
     """The number of the suspect that was not finite in an update that was dropped."""
+    plan = plan._replace(history=True)
     _, start, space, run, ending = _solved(plan, graph, parameters, state, data)
     problem = space.original
     before = [*start, *(x for _, x in _floating(signature, problem.inputs))]
@@ -155,7 +159,7 @@ def _solved(
     for point in state.point:
         if alike(point.carry, carry):
             carry = point.resumed(carry, parameters, data)
-    run = run_steps(solver, space, carry, plan.steps, plan.tol)
+    run = run_steps(solver, space, carry, plan.steps, plan.tol, plan.history)
     if plan.point != "consensus":
         values = _read(plan.point, space, solver.values(space, run.carry))
         ending = Ending(values[: len(graph.parameters)], problem.gaps(values))
@@ -212,7 +216,6 @@ def _info(
         for i in hard
         if solver.gaps or any(b.parameter for _, v in constraints[i].reads for b in v.bases)
     ]
-    taken = jnp.arange(history.shape[0], dtype=steps.dtype) < steps
     moved = jnp.sqrt(jnp.sum(history[:, hard], 1))
     last = history[jnp.maximum(steps - 1, 0)]
     gaps = ending.gaps[np.array(having, int)]
@@ -221,8 +224,8 @@ def _info(
         distances=jnp.sqrt(gaps),
         loss_values=problem.losses,
         moved=jnp.sqrt(last[np.array(moving, int)]),
-        history=jnp.where(taken, moved, jnp.nan),
-        residuals=None if run.residuals is None else jnp.where(taken, run.residuals**0.5, jnp.nan),
+        history=_taken(moved, steps),
+        residuals=None if run.residuals is None else _taken(run.residuals**0.5, steps),
         steps=steps,
         finite=finite,
         aux_arrays=tuple(_as_returned(problem.auxiliary, aux)),
@@ -233,6 +236,11 @@ def _info(
         sources=tuple(constraints[i].source for i in having),
         suspects=suspects,
     )
+
+
+def _taken(by_step: Array, steps: Array) -> Array:
+    """What the steps that were taken say; NaN for others."""
+    return jnp.where(jnp.arange(by_step.shape[0], dtype=steps.dtype) < steps, by_step, jnp.nan)
 
 
 def _as_returned(arrays: Sequence[Array], aux: Auxiliary | None) -> list[Array]:
