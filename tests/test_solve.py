@@ -186,17 +186,16 @@ def test_updates_go_on_from_the_governing_point(solver, copies):
     short = pjax.project(two_sets, solver=solver, steps=10, copies=copies)
     expected, _ = long(x0, *data)
     x, state = x0, short.init(x0)
-    with jax.log_compiles(False):
-        for _ in range(4):
-            x, state, _ = short.update(x, state, *data)
-    np.testing.assert_array_equal(x, expected)
+    for _ in range(4):
+        x, state, _ = short.update(x, state, *data)
+    np.testing.assert_allclose(x, expected, atol=1e-6)
     assert int(state.steps) == 40
     # Not from a point that belongs to other variables, or to other data.
     moved, _, _ = short.update(x0, state, *data)
-    np.testing.assert_array_equal(moved, short(x0, *data)[0])
+    np.testing.assert_allclose(moved, short(x0, *data)[0], atol=1e-6)
     other = (data[0], data[1] + 1)
     moved, _, _ = short.update(x, state, *other)
-    np.testing.assert_array_equal(moved, short(x, *other)[0])
+    np.testing.assert_allclose(moved, short(x, *other)[0], atol=1e-6)
     scanned = short.init(x0, *data)
 
     def update(carry, _):
@@ -224,6 +223,23 @@ def test_a_solution_says_what_it_is():
     np.testing.assert_allclose(mean.x, (on_sets.x + consensus.x) / 2, atol=1e-6)
 
 
+def test_what_is_not_recorded_changes_nothing():
+    arguments = floats(START, A, B)
+    for solver in SOLVERS:
+        found = [
+            pjax.project(two_sets, solver=solver, steps=50, tol=1e-4, history=history)(*arguments)
+            for history in (True, False)
+        ]
+        (x, info), (y, bare) = found
+        np.testing.assert_allclose(x, y, atol=1e-5)
+        np.testing.assert_allclose(info.residuals, bare.residuals, rtol=1e-2, atol=1e-5)
+        assert np.isfinite(np.asarray(info.history)[: int(info.steps)]).all()
+        assert np.isnan(np.asarray(bare.history)).all()
+    with pytest.raises(pjax.NonFiniteError, match="data argument b"):
+        solve = pjax.project(two_sets, solver=SOLVERS[0], tol=1e-4, history=False)
+        solve(arguments[0], arguments[1], arguments[2] * jnp.nan)
+
+
 def test_sets_that_do_not_meet_stall():
     def apart(x):
         pjax.constrain(x[0], sets.Equal(2.0))
@@ -241,7 +257,7 @@ def test_a_solution_goes_on():
     whole = pjax.solve(two_sets, x0, *data, max_steps=60, **options)
     half = pjax.solve(two_sets, x0, *data, max_steps=30, **options)
     both = pjax.solve(two_sets, half, *data, max_steps=30, **options)
-    np.testing.assert_array_equal(both.x, whole.x)
+    np.testing.assert_allclose(both.x, whole.x, atol=1e-5)
     assert int(both.steps) == 60
 
 
