@@ -25,6 +25,7 @@ from pjax_trace.granularity import Block as Block
 from pjax_trace.graph import ConsensusGraph as ConsensusGraph
 from pjax_trace.info import Info as Info
 from pjax_trace.info import State as State
+from pjax_trace.isometry import isometry as isometry
 from pjax_trace.linear import Jacobian as Jacobian
 from pjax_trace.metric import Metric as Metric
 from pjax_trace.nearest_solvers import Dykstra as Dykstra

@@ -200,7 +200,8 @@ class BatchedRule(Rule):
         return jnp.broadcast_to(row[None], (self.size, *row.shape))
 
 
-for _name in ("family", "granularity", "exactness", "movable", "kinked", "convex", "relaxed"):
+_SAME = ("family", "granularity", "exactness", "movable", "kinked", "convex", "relaxed", "joint")
+for _name in _SAME:
     setattr(BatchedRule, _name, property(operator.attrgetter(f"inner.{_name}")))
 
 

@@ -9,7 +9,7 @@ set is known, the two constraints ``z = f(x)`` and ``z ∈ C`` become one, and z
   continuous, so that on the way from a point to any in the set, its output passes there.)
 * f is affine with ``L Lᵀ = c I`` by equations with operands of their own, such as differences:
   ``x + Lᵀ (P_C(f(x)) − f(x)) / c``;
-* f is *affine*, and C one point: ``x + A⁺ (c − f(x))``;
+* f is *affine*, and C one point, ``x + A⁺ (c − f(x))``; or any set, if ``L Lᵀ = c I`` is known;
 * f is affine, C an interval for every element, and sets are projected onto one after the other:
   those of the single equations, in turn.
 
@@ -84,7 +84,11 @@ def _absorbed(
         affine = is_affine(inner, producer.params, producer.variable)
         kind = "affine" if affine else "single"
         rule = dataclasses.replace(rule, through=through._replace(kind=kind))
-    elif bare and isinstance(rule.bare, Equal) and _has_matrix(producer):
+    elif (
+        bare
+        and _has_matrix(producer)
+        and (isinstance(rule.bare, Equal) or _has_even_rows(producer, program))
+    ):
         rule = dataclasses.replace(rule, through=through._replace(kind="whole"))
     elif bare and cyclic and rule.bare.interval and _has_matrix(producer):
         rule = dataclasses.replace(rule, through=through._replace(kind="rows"))
@@ -108,27 +112,28 @@ def _is_pinned(c: Constraint) -> bool:
 
 
 def _fits(rule: SetRule, producer: Constraint, program: Program) -> bool:
-    """Whether its outputs may go to the nearest point of the set, and operands follow, one by one.
+    """Whether outputs may go to the nearest point of the set, and operands follow, one by one."""
+    return rule.bare.interval or _has_even_rows(producer, program)
 
-    To any set, if the function is affine and every scalar equation has operands of one length
-    together, ``L Lᵀ = c I``, as differences have; else to an interval for every output.
-    """
-    if rule.bare.interval:
-        return True
-    if not is_affine(producer.rule, producer.params, producer.variable) or not _small(producer):
+
+def _has_even_rows(c: Constraint, program: Program) -> bool:
+    """Whether it is affine with ``L Lᵀ = c I``, and that is known while tracing."""
+    if not is_affine(c.rule, c.params, c.variable) or not _small(c):
         return False
-    known = program.known_of([o for o in producer.operands if isinstance(o, Value)])
+    known = program.known_of([o for o in c.operands if isinstance(o, Value)])
     if known is None:
         return False
-    weights = Weights(tuple(1.0 if v else None for v in producer.variable), None)
+    weights = Weights(tuple(1.0 if v else None for v in c.variable), None)
     with jax.ensure_compile_time_eval():
         operands = [
             jnp.zeros(o.shape, o.dtype) if isinstance(o, View) else jnp.asarray(known[o])
-            for o in producer.operands
+            for o in c.operands
         ]
-        function = functools.partial(producer.rule.apply, producer.params)
-        squares = np.asarray(Rows.of(function, operands, weights).squares)
-    return bool(np.allclose(squares, squares.max(initial=0), rtol=1e-5, atol=0))
+        function = functools.partial(c.rule.apply, c.params)
+        rows = np.asarray(Rows.of(function, operands, weights).rows, float)
+    products = rows @ rows.T
+    even = products.max(initial=0) * np.eye(len(rows))
+    return bool(np.allclose(products, even, rtol=0, atol=1e-4 * products.max(initial=0)))
 
 
 def _has_matrix(c: Constraint) -> bool:

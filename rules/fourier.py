@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from pjax_trace.block import project_jointly
 from pjax_trace.custom import call, function_p
+from pjax_trace.isometry import Isometric
 from pjax_trace.registry import (
     Case,
     Isometry,
@@ -16,18 +16,20 @@ from pjax_trace.registry import (
     register_paired,
     register_rule,
 )
-from pjax_trace.rule import Arrays, Params, Projection, Rule, Weights, projection_of
+from pjax_trace.rule import Params
 from pjax_trace.rules.complex import on_pairs
 
 __all__ = ["Fourier"]
 
 _INVERSES = {"FFT": "IFFT", "IFFT": "FFT", "RFFT": "IRFFT", "IRFFT": "RFFT"}
-_ITERATIONS = 100  # at most; as many as there are different weights are needed, and one or two more
 
 
 @dataclasses.dataclass(frozen=True)
-class Fourier(Rule):
+class Fourier(Isometric):
     """``z = F x``, along the last axes; complex values are pairs of reals, the first axis.
+
+    A transform of pairs is a multiple of an isometry, ``Fᵀ F = c I``. That of reals has two or
+    three singular values.
 
     Args:
         kind: ``"FFT"``, ``"IFFT"``, ``"RFFT"`` or ``"IRFFT"``.
@@ -36,10 +38,6 @@ class Fourier(Rule):
 
     kind: str
     lengths: tuple[int, ...]
-
-    family = "sum"
-    granularity = "block"
-    joint = True
 
     def apply(self, params: Params, *operands: Array) -> Array:
         (x,) = operands
@@ -54,24 +52,6 @@ class Fourier(Rule):
         "Nearest" counts both members of a pair of conjugates, of which a half spectrum holds one.
         """
         return Fourier(_INVERSES[self.kind], self.lengths).apply({}, z)
-
-    def project(self, params: Params, operands: Arrays, out: Array, weights: Weights) -> Projection:
-        """The nearest point, by conjugate gradients, which end at once if all weights are equal.
-
-        A transform of pairs is a multiple of an isometry, ``Fᵀ F = c I``. That of reals has two or
-        three singular values, as many as conjugate gradients need steps.
-        """
-        (moved,), moved_out = project_jointly(
-            lambda x: self.apply(params, x),
-            operands,
-            out,
-            weights.operands,
-            weights.out,
-            iterations=_ITERATIONS,
-            rounds=1,
-            tol=float(jnp.finfo(out.dtype).eps),
-        )
-        return projection_of(operands, out, weights, (moved,), moved_out)
 
 
 def _isometry(rule: Fourier) -> Isometry | None:

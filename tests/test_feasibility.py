@@ -351,3 +351,59 @@ def test_averages_are_brought_back_into_their_sets():
     for projected in (train, classical):
         again = projected.feasible(found, x, y)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again, found)
+
+
+def cosines(n):
+    """The matrix of the orthonormal cosine transform."""
+    k, i = np.ogrid[:n, :n]
+    return np.sqrt(2 / n) * np.cos(np.pi * (i + 0.5) * k / n) / np.where(k == 0, np.sqrt(2), 1)
+
+
+def test_orthogonal_matrices_are_views_whatever_the_set():
+    """Known ones as they are, functions if they are declared, a batch at once, too."""
+    matrix = cosines(8)
+    x = np.random.default_rng(9).normal(size=8)
+    single = jnp.asarray(matrix, jnp.float32)
+
+    @pjax.isometry
+    def transform(x):
+        return 3.0 * (single @ x)
+
+    @pjax.isometry
+    def half(x):  # L Lᵀ = c I alone
+        return single[:4] @ x
+
+    cases = [
+        (lambda x: single @ x, matrix),
+        (lambda x: single[:5] @ x, matrix[:5]),
+        (transform, 3 * matrix),
+        (half, matrix[:4]),
+    ]
+    for function, rows in cases:
+        for region in (sets.TopK(2), sets.Sphere(2.0)):
+
+            def problem(x, function=function, region=region):
+                pjax.constrain(function(x), region)
+
+            found = nearest(problem, x)
+            onto = np.asarray(region.project(jnp.asarray(rows @ x, jnp.float32)))
+            step = rows.T @ (onto - rows @ x) / (rows @ rows.T)[0, 0]
+            np.testing.assert_allclose(found, x + step, atol=1e-5)
+    batch = jnp.asarray(np.random.default_rng(10).normal(size=(3, 8)), jnp.float32)
+    np.testing.assert_allclose(jax.vmap(transform)(batch), 3 * batch @ single.T, atol=1e-5)
+    gradient = jax.grad(lambda x: transform(x) @ jnp.ones(8))(batch[0])
+    np.testing.assert_allclose(gradient, 3 * single.sum(0), atol=1e-5)
+
+
+def test_what_keeps_no_lengths_says_so():
+    for function, message in (
+        (lambda x: x + 1.0, "not linear"),
+        (lambda x: jnp.cumsum(x), "keeps no lengths"),
+        (lambda x: x[:2] * jnp.array([1.0, 2.0]), "keeps no lengths"),
+    ):
+        with pytest.raises(pjax.InputError, match=message):
+            pjax.isometry(function)(jnp.ones(4))
+    with pytest.raises(pjax.InputError, match="uses traced values"):
+        jax.jit(lambda a, x: pjax.isometry(lambda x: a @ x)(x))(jnp.eye(3), jnp.ones(3))
+    with pytest.raises(pjax.InputError, match="real arrays"):
+        pjax.isometry(lambda x: x)(jnp.arange(3))
