@@ -28,9 +28,11 @@ def test_typed_and_licensed():
 
 NAMES = """
 AlternatingProjections AlternatingReflections CyclicDouglasRachford CyclicProjections DifferenceMap
-DouglasRachford Accelerated Sweep Solver
+DouglasRachford ReflectReflectRelax RelaxedAveragedReflections HybridInputOutput ADMM Dykstra Halpern
+Accelerated Sweep Solver
 Acceleration Anderson Averaging Momentum TrustRegion
 project project_point constrain custom_projection quantize losses sets testing
+solve nearest Solution isometry
 Block Metric Projected State Info ConsensusGraph
 register_rule register_function Case Rule CustomRule Weights Moment Projection Jacobian
 Translation ViewRule Refusal Affine Project Refuse Rewrite
