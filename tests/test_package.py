@@ -28,7 +28,8 @@ def test_typed_and_licensed():
 
 NAMES = """
 AlternatingProjections AlternatingReflections CyclicDouglasRachford CyclicProjections DifferenceMap
-DouglasRachford ReflectReflectRelax RelaxedAveragedReflections HybridInputOutput ADMM Dykstra Halpern
+DouglasRachford ReflectReflectRelax RelaxedAveragedReflections HybridInputOutput
+ADMM Dykstra Halpern
 Accelerated Sweep Solver
 Acceleration Anderson Averaging Momentum TrustRegion
 project project_point constrain custom_projection quantize losses sets testing
