@@ -14,15 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
-from pjax_trace.graph import ConsensusGraph
-from pjax_trace.solver import Solver
-
-__all__ = ["Governing", "alike", "keeps_point"]
-
-
-def keeps_point(solver: Solver, graph: ConsensusGraph) -> bool:
-    """Whether a solver goes on from its last point. With losses, every batch is another problem."""
-    return solver.gaps and not graph.losses
+__all__ = ["Governing", "alike"]
 
 
 class Governing(eqx.Module):

@@ -67,6 +67,7 @@ class Projected:
         self._numbers_seen = Numbers()
         self._signatures: dict[Any, Signature] = {}
         self._structures: dict[Any, Any] = {}
+        self._afters: dict[Any, State] = {}
         self._donate = donate
         self._has_aux = has_aux
         self._jitted = jax.jit(self._run, static_argnums=0, donate_argnums=(1, 2) if donate else ())
@@ -307,7 +308,13 @@ class Projected:
 
     def _after(self, signature: Signature, parameters: Any, data: Any, state: State) -> State:
         """The shapes of the state after an update, which is traced no second time when it runs."""
-        return self._jitted.eval_shape(signature, parameters, state, data)[1]
+        arrays = (*parameters, *data)
+        key = signature, tuple((x.shape, x.dtype) for x in arrays)
+        found = self._afters.get(key)
+        if found is None:
+            found = self._jitted.eval_shape(signature, parameters, state, data)[1]
+            remember(self._afters, key, found)
+        return found
 
     def _update(
         self, jitted: Any, state: Any, args: tuple, kwargs: dict, goes_on: bool = False
@@ -315,7 +322,7 @@ class Projected:
         signature, leaves = self._sign(args, kwargs)
         self._check_state("update", signature.shapes, state)
         parameters, data = signature.arrays(leaves)
-        if goes_on and not state.point:
+        if goes_on and not state.point and self._plan.may_go_on:
             point = self._after(signature, parameters, data, state).point
             state = dataclasses.replace(state, point=tuple(p.nowhere() for p in point))
         try:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from pjax_trace.acceleration import Acceleration
-from pjax_trace.governing import Governing, alike, keeps_point
+from pjax_trace.governing import Governing, alike
 from pjax_trace.graph import ConsensusGraph, Constraint
 from pjax_trace.info import Auxiliary, Info, State
 from pjax_trace.metric import Metric
@@ -51,6 +51,11 @@ class Plan(NamedTuple):
     point: str
     history: bool
 
+    @property
+    def may_go_on(self) -> bool:
+        """Whether updates may go on from the last point of the solver, if there are no losses."""
+        return self.solver.gaps and not self.acceleration
+
 
 def run_update(
     plan: Plan,
@@ -81,7 +86,7 @@ def run_update(
     given = solver.settled(space, new)
     latent = tuple(new) if solver.keeps_latent(graph) else ()
     # An update is a transaction: all of it, or nothing.
-    goes_on = not plan.acceleration and keeps_point(solver, graph)
+    goes_on = plan.may_go_on and not graph.losses  # with them, every batch is another problem
     point = (Governing.of(run.carry, given, data),) if goes_on else ()
     before = dataclasses.replace(
         state,
