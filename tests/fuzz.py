@@ -220,7 +220,7 @@ class _Quick:
     def __init__(self, c: Constraint):
         self.rule, self.own = self, c
         self.out, self.params, self.variable, self.reads = c.out, c.params, c.variable, c.reads
-        self.apply, self.masses = c.rule.apply, c.rule.masses
+        self.apply, self.masses, self.joint = c.rule.apply, c.rule.masses, c.rule.joint
 
     def __hash__(self) -> int:
         return hash(self.own)

@@ -128,23 +128,20 @@ def test_cyclic_projections_go_row_by_row():
 
 @pytest.mark.parametrize("solver", [pjax.Dykstra(), pjax.Halpern()], ids=repr)
 def test_the_nearest_point_of_halfspaces_and_a_ball(solver):
-    """By sequential quadratic programming in float64."""
+    """By Lawson and Hanson's least distance programming, with the ball's multiplier by bisection."""
     a, b, start = halfspaces(1, 12, 6)
-    found = scipy.optimize.minimize(
-        lambda x: np.sum((x - start) ** 2) / 2,
-        np.zeros(6),
-        jac=lambda x: x - start,
-        method="SLSQP",
-        constraints=[
-            {"type": "ineq", "fun": lambda x: b - a @ x, "jac": lambda x: -a},
-            {"type": "ineq", "fun": lambda x: 1 - x @ x, "jac": lambda x: -2 * x},
-        ],
-        options={"ftol": 1e-14, "maxiter": 1000},
-    )
-    assert found.success
+
+    def nearest(y):
+        """The nearest point of the half-spaces alone."""
+        system = np.concatenate([-a.T, (a @ y - b)[None]])
+        gap = system @ scipy.optimize.nnls(system, np.eye(7)[-1])[0] - np.eye(7)[-1]
+        return y - gap[:-1] / gap[-1]
+
+    multiplier = scipy.optimize.brentq(lambda m: np.sum(nearest(start / (1 + m)) ** 2) - 1, 0, 1e3)
+    expected = nearest(start / (1 + multiplier))
     solution = pjax.nearest(slabs, *floats(start, a, b), solver=solver, tol=1e-7)
     atol = 1e-4 if isinstance(solver, pjax.Dykstra) else 2e-2  # of order 1/k after k cycles
-    np.testing.assert_allclose(solution.x, found.x, atol=atol)
+    np.testing.assert_allclose(solution.x, expected, atol=atol)
 
 
 def test_the_nearest_doubly_stochastic_matrix():

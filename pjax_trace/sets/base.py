@@ -182,7 +182,7 @@ def largest(x: Array, k: int) -> Array:
         return jnp.zeros(x.shape, bool)
     if k == 1:
         places = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
-        return places == jnp.argmax(x, -1, keepdims=True)
+        return places == jax.lax.argmax(x, x.ndim - 1, jnp.int32)[..., None]
     index = jax.lax.top_k(x, k)[1]
     return jnp.put_along_axis(jnp.zeros(x.shape, bool), index, True, axis=-1, inplace=False)
 
