@@ -1,12 +1,14 @@
 """What every test runs under: fixed examples, strict promotion, a data folder if there is one."""
 
 import collections
+import gc
 import importlib.metadata
 import os
 
 # Thousands of small programs are compiled and each is run once: compile them quickly. It must be
 # said before JAX starts; what is in XLA_FLAGS already counts. (JAX dies of flags it does not know.)
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+FLAGS += " --xla_cpu_parallel_codegen_split_count=1"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
@@ -16,6 +18,9 @@ from pathlib import Path
 import hypothesis
 import jax
 import pytest
+
+# Traces are many small objects that live on; looking through them again and again takes long.
+gc.set_threshold(50_000, 20, 20)
 
 # The same examples in every run: what is green here is green there.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)

@@ -194,6 +194,7 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     "seed", [*range(12), *(pytest.param(s, marks=pytest.mark.slow) for s in range(12, 500))]
 )

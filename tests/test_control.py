@@ -117,6 +117,7 @@ def parameters():
     return {"W": W, "U": U, "b": B, "h": H}
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     ("program", "name"),
     [

@@ -22,9 +22,15 @@ SOLVERS = [
 ]
 
 
+@functools.cache
+def projection(fn):
+    """One step onto the only set of a problem, which compiles once."""
+    return pjax.project(fn, solver=pjax.AlternatingProjections(), steps=1)
+
+
 def nearest(fn, x, *data):
-    """The projection of x onto the only set of a problem, which is one step."""
-    solve = pjax.project(fn, solver=pjax.AlternatingProjections(), steps=1)
+    """The projection of x onto the only set of a problem."""
+    solve = projection(fn)
     arguments = [jnp.asarray(v, jnp.float32) for v in (x, *data)]
     graph = solve.trace(*arguments)
     assert graph.direct and len(graph.constraints) == 1
@@ -37,13 +43,13 @@ def nearest(fn, x, *data):
 def test_affine_equations_are_one_set(rank):
     """By the pseudo-inverse in float64, of matrices that lack rank, too."""
     rng = np.random.default_rng(rank)
+
+    def problem(x, a, b):
+        pjax.constrain((a @ x).reshape(5, 1).T, sets.Equal(b[None]))
+
     for _ in range(20):
         a = rng.normal(size=(5, rank)) @ rng.normal(size=(rank, 8)) * 10 ** rng.uniform(-2, 2)
         x, b = rng.normal(size=8), a @ rng.normal(size=8)
-
-        def problem(x, a, b):
-            pjax.constrain((a @ x).reshape(5, 1).T, sets.Equal(b[None]))
-
         found = nearest(problem, x, a, b)
         expected = x + np.linalg.pinv(a, 1e-6) @ (b - a @ x)
         np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(x).max())

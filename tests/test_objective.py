@@ -178,6 +178,7 @@ def test_objectives(name):
     assert function(w) < start
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", ["gathered", "sigmoid", "by hand", "elastic", "contrastive"])
 def test_objectives_by_a_classical_solver(name):
     function, _ = OBJECTIVES[name]
@@ -202,8 +203,9 @@ BY_AP = {"schedule": "parallel", "steps": 5}
 @pytest.mark.parametrize(
     ("options", "every"),
     [
-        pytest.param({}, 1, id="sweep"),
-        pytest.param(BY_AP, 4, id="AP"),
+        pytest.param({}, 3, id="sweep"),
+        pytest.param(BY_AP, 6, id="AP"),
+        pytest.param({}, 1, id="sweep, all", marks=pytest.mark.slow),
         pytest.param(BY_AP, 1, id="AP, all", marks=pytest.mark.slow),
     ],
 )

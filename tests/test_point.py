@@ -107,6 +107,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_nearest(name):
     fn, *shapes = FUNCTIONS[name]

@@ -128,7 +128,7 @@ def test_cyclic_projections_go_row_by_row():
 
 @pytest.mark.parametrize("solver", [pjax.Dykstra(), pjax.Halpern()], ids=repr)
 def test_the_nearest_point_of_halfspaces_and_a_ball(solver):
-    """By Lawson and Hanson's least distance programming, with the ball's multiplier by bisection."""
+    """By Lawson and Hanson's least distance programming; the multiplier of the ball by bisection."""
     a, b, start = halfspaces(1, 12, 6)
 
     def nearest(y):
@@ -185,14 +185,14 @@ def test_updates_go_on_from_the_governing_point(solver, copies):
     x, state = x0, short.init(x0)
     for _ in range(4):
         x, state, _ = short.update(x, state, *data)
-    np.testing.assert_allclose(x, expected, atol=1e-6)
+    np.testing.assert_allclose(x, expected, atol=1e-5)
     assert int(state.steps) == 40
     # Not from a point that belongs to other variables, or to other data.
     moved, _, _ = short.update(x0, state, *data)
-    np.testing.assert_allclose(moved, short(x0, *data)[0], atol=1e-6)
+    np.testing.assert_allclose(moved, short(x0, *data)[0], atol=1e-5)
     other = (data[0], data[1] + 1)
     moved, _, _ = short.update(x, state, *other)
-    np.testing.assert_allclose(moved, short(x, *other)[0], atol=1e-6)
+    np.testing.assert_allclose(moved, short(x, *other)[0], atol=1e-5)
     scanned = short.init(x0, *data)
 
     def update(carry, _):
@@ -200,7 +200,7 @@ def test_updates_go_on_from_the_governing_point(solver, copies):
         return (x, state), None
 
     (x, _), _ = jax.lax.scan(update, (x0, scanned), None, length=4)
-    np.testing.assert_allclose(x, expected, atol=1e-6)
+    np.testing.assert_allclose(x, expected, atol=1e-5)
 
 
 def test_a_solution_says_what_it_is():

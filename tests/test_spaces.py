@@ -197,6 +197,7 @@ FIXED = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", FIXED)
 def test_copies_and_none_agree_on_known_graphs(name):
     solver = SOLVERS[list(FIXED).index(name) % len(SOLVERS)]

@@ -71,6 +71,7 @@ def name_of(function):
     return getattr(function, "__name__", "exact gelu")
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("function", RULES, ids=name_of)
 def test_nearest_points(function):
     rule, f = RULES[function], ORACLES[name_of(function)]

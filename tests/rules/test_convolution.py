@@ -119,6 +119,7 @@ CASES = [
 ]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("name", "variable"), CASES)
 def test_rows_against_loops(name, variable):
     """One projection of the layer, without copies and with, and what its readers get to see."""

@@ -98,6 +98,7 @@ def excess(
     return worst_excess(f, moved, nearest, *exact, period)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("primitive", ORACLES, ids=str)
 def test_nearest_points(primitive):
     f, *domain = ORACLES[primitive]

@@ -171,6 +171,7 @@ def compiled(name, variable):
     return made, mixed, params, data, list(weights.values()), rows
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("name", "variable"), CASES)
 def test_rows_are_projected_exactly(name, variable):
     problem, mixed, params, data, weights, (value, slope, hessian) = compiled(name, variable)
@@ -463,6 +464,7 @@ TWICE = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", TWICE)
 def test_products_of_a_variable_with_itself(name):
     """Both factors are copies of it, in every scalar equation; without copies it is the same."""

@@ -163,6 +163,7 @@ def least_squares(matrices, offsets, targets, weights, start):
     return start + np.linalg.lstsq(rows, right - rows @ start, rcond=1e-9)[0]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("function", "shapes", "data", "tolerance"), CASES)
 def test_consensus_is_weighted_least_squares(function, shapes, data, tolerance):
     rng = np.random.default_rng(1)
