@@ -16,6 +16,7 @@ import numpy as np
 
 from pjax_trace.block import hand_over
 from pjax_trace.build import OUTPUTS, build_graph
+from pjax_trace.copies import copies_along, expand_copies
 from pjax_trace.custom import BatchedRule
 from pjax_trace.errors import TraceError
 from pjax_trace.explanation import Explanation, Row, total
@@ -24,7 +25,6 @@ from pjax_trace.graph import ConsensusGraph, Constraint, LoopRule, Operand
 from pjax_trace.operations import operations
 from pjax_trace.program import Program
 from pjax_trace.rule import Request, Weights, title
-from pjax_trace.spaces import expand_copies
 from pjax_trace.text import dims, short
 from pjax_trace.trace import trace_program
 from pjax_trace.view import Variable, View
@@ -40,6 +40,7 @@ def explanation(
     names: Sequence[str],
     name: str = "the function",
     copies: bool = False,
+    explicit: bool = True,
     granularity: Granularity | Mapping[str, Granularity] = "row",
     schedule: str = "parallel",
     step: Callable[[ConsensusGraph, list[Any], list[Any]], Any] | None = None,
@@ -54,7 +55,8 @@ def explanation(
         data: the same for the data.
         names: what to call the arrays, parameters first.
         name: what to call the function.
-        copies: whether the projections are those onto explicit copies.
+        copies: whether the projections are those onto copies.
+        explicit: whether all of these are kept, or only what data do not tell apart.
         granularity: of the constraints, see `pjax_trace.project`.
         schedule: which constraints are projected together. In a sweep scans stay one operation, and
             there are no colours and no copies.
@@ -114,14 +116,19 @@ def explanation(
         graph = coarsen(graph, granularity)
         copies = copies and not graph.direct
     except TraceError as error:
-        return Explanation(name, copies, schedule, problems=(*problems, str(error)))
+        return Explanation(name, copies, schedule=schedule, problems=(*problems, str(error)))
     problems += graph.problems
     expanded = graph if sweep else expand_copies(graph)
+    along = {} if explicit or sweep else copies_along(graph)
+    kept = expand_copies(graph, along) if along else expanded
+    numbers = [c.out for c, positions in along.items() for _ in positions if c.out is not None]
     counter = _Counter(sweep)
     rows = []
-    for c, private in zip(graph.constraints, expanded.constraints, strict=True):
+    lowered = (kept if copies else graph).constraints
+    triples = zip(graph.constraints, expanded.constraints, lowered, strict=True)
+    for c, private, lower in triples:
         try:
-            flops = counter.step(private if copies else c, program)
+            flops = counter.step(lower, program)
         except Exception as error:  # a projection of the user's own may raise anything
             flops = None
             problems.append(f"The projection onto {c.label} fails: {type(error).__name__}: {error}")
@@ -137,6 +144,7 @@ def explanation(
     return Explanation(
         name=name,
         with_copies=copies,
+        kept_bytes=sum(map(_size, [*(v for c in kept.constraints for _, v in c.reads), *numbers])),
         schedule=schedule,
         rows=tuple(rows),
         parameters=tuple(v.name for v in own),

@@ -66,7 +66,9 @@ class Explanation:
 
     Attributes:
         name: of the function.
-        with_copies: whether the solver keeps explicit copies; ``flops`` are counted accordingly.
+        with_copies: whether the solver keeps copies; ``flops`` are counted accordingly.
+        kept_bytes: what is kept of them, if there are any: of copies that only data tell apart,
+            one array and a number for each scalar equation.
         schedule: which constraints are projected together.
         rows: the constraints, in program order.
         parameters: names of the parameters.
@@ -81,6 +83,7 @@ class Explanation:
 
     name: str
     with_copies: bool
+    kept_bytes: int = 0
     schedule: str = "parallel"
     rows: tuple[Row, ...] = ()
     parameters: tuple[str, ...] = ()
@@ -173,6 +176,8 @@ class Explanation:
         """What all constraints make together, and what became no constraint."""
         without, total = size_in_bytes(self.bytes), size_in_bytes(self.bytes + self.copy_bytes)
         here = ("", ", as here") if self.with_copies else (", as here", "")
+        if self.with_copies and self.kept_bytes != self.copy_bytes:
+            here = ("", f"; {size_in_bytes(self.bytes + self.kept_bytes)} with what is kept here")
         entries = [
             ("variables", f"{without}, of them parameters {size_in_bytes(self.parameter_bytes)}"),
             ("copies", f"{number(self.copies)} scalars, {size_in_bytes(self.copy_bytes)}"),

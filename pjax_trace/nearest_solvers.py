@@ -7,7 +7,7 @@ from equinox.internal import ω
 from jaxtyping import Array
 
 from pjax_trace.solver import Solver
-from pjax_trace.spaces import Space
+from pjax_trace.space import Space
 
 __all__ = ["Dykstra", "Halpern"]
 

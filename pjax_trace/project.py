@@ -66,8 +66,9 @@ def project(
             from the outputs, as in a `Sweep`. Default: what the solver is for.
         copies: whether to keep an explicit copy of every operand for each scalar equation. Default:
             what the solver needs; alternating projections need none, and no solver needs any where
-            two sets of the variables themselves say all. With True or False every equation is a
-            constraint of its own.
+            two sets of the variables themselves say all. Of what only data multiply, such as the
+            weights of a first layer, the copies are kept as one array and a number per equation.
+            With True or False every equation is a constraint of its own.
         tol: stop early once the residual of a step is at most this: how far from a solution the
             step found itself, such as the distance of a point of one group of sets from one of the
             other. The gap at the end is about as large, or smaller.
@@ -171,7 +172,7 @@ def project(
     if copies not in (None, True, False):
         raise InputError(f"project: copies must be True, False or None, not {copies!r}")
     spread = copies is not None or bool(metric.constraints)  # which weigh a constraint's copies
-    copies = solver.needs_copies if copies is None else bool(copies)
+    explicit, copies = copies is True, solver.needs_copies if copies is None else bool(copies)
     if solver.needs_copies and not copies:
         raise InputError(
             f"project: {type(solver).__name__} needs copies; its iterates leave the set in which "
@@ -182,5 +183,6 @@ def project(
     single = hasattr(acceleration, "update") or not isinstance(acceleration, Sequence)
     accelerations = tuple(map(acceleration_of, (acceleration,) if single else acceleration))
     product = schedule == "product"
-    plan = Plan(solver, steps, metric, accelerations, product, copies, spread, tol, point, history)
+    lowering = (product, copies, spread, explicit)
+    plan = Plan(solver, steps, metric, accelerations, *lowering, tol, point, history)
     return Projected(fn, argnums, plan, granularity or "row", schedule, donate, has_aux, trainable)

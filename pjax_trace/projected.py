@@ -203,6 +203,7 @@ class Projected:
                 names=names,
                 name=self._name,
                 copies=plan.copies,
+                explicit=plan.explicit,
                 granularity=self._granularity,
                 schedule=self._schedule,
                 step=None if plan.solver.gaps else functools.partial(one_step, plan),

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from pjax_trace.errors import check_range
 from pjax_trace.solver import Solver
-from pjax_trace.spaces import Space
+from pjax_trace.space import Space
 
 __all__ = ["ADMM", "HybridInputOutput", "RelaxedAveragedReflections", "ReflectReflectRelax"]
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from pjax_trace.linear import Jacobian
 
 __all__ = [
+    "Along",
     "Expansion",
     "Flags",
     "Identity",
@@ -27,6 +28,8 @@ __all__ = [
     "Request",
     "Rule",
     "Shapes",
+    "Slanted",
+    "Slants",
     "Weights",
     "projection_of",
     "squared_distance",
@@ -62,10 +65,37 @@ class Moment(NamedTuple):
     mass: Any
 
 
-class Projection(NamedTuple):
-    """What a rule answers: moments (None for data), the projected output, the squared distance."""
+class Along(NamedTuple):
+    """Copies of an operand, one for each scalar equation, that data alone tell apart.
 
-    moments: tuple[Moment | None, ...]
+    An equation of value ``Σ a·x + …`` moves its copy along its coefficients a. Where these are data
+    the copies of all equations stay ``base + multiplier · a / ω``, with one number per equation:
+    what solvers do to points and what consensus makes of them is of that form, too.
+    """
+
+    base: Array
+    multiplier: Array
+
+
+class Slants(NamedTuple):
+    """What the coefficients of an operand make of multipliers, one for each scalar equation.
+
+    Attributes:
+        total: ``Σ multiplier · a``, the weighted sum of all that copies are away from their base.
+        squares: ``Σ a² / ω`` of every equation.
+    """
+
+    total: Callable[[Array], Array]
+    squares: Array
+
+
+class Projection(NamedTuple):
+    """What a rule answers: moments (None for data), the projected output, the squared distance.
+
+    Of an operand that it was given as `Along`, it answers with that.
+    """
+
+    moments: tuple[Any, ...]
     out: Any
     distance: Float[Array, ""]
 
@@ -198,6 +228,18 @@ class Prepared(Rule):
 
     def prepare(self, params: Params, operands: Arrays, weights: Weights) -> Params:
         """The params with that; `project` may be given params without it, and then makes it."""
+        raise NotImplementedError
+
+
+class Slanted(Rule):
+    """A rule that can be given operands as `Along`."""
+
+    def along(self, params: Params, variable: Flags) -> tuple[int, ...]:
+        """Which operands; `expand` leaves them alone if it is told that they do not vary."""
+        raise NotImplementedError
+
+    def slants(self, params: Params, operands: Arrays, position: int, weights: Weights) -> Slants:
+        """What the coefficients of such an operand do; of ``operands``, data alone count."""
         raise NotImplementedError
 
 

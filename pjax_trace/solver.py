@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from pjax_trace.acceleration import Acceleration
 from pjax_trace.graph import ConsensusGraph
-from pjax_trace.spaces import Space
+from pjax_trace.space import Space
 
 __all__ = ["Ending", "Solver"]
 

@@ -15,7 +15,7 @@ from jaxtyping import Array
 from pjax_trace.acceleration import Acceleration, Momentum
 from pjax_trace.errors import InputError, check_range
 from pjax_trace.solver import Solver
-from pjax_trace.spaces import Space
+from pjax_trace.space import Space
 
 __all__ = [
     "Accelerated",

@@ -9,7 +9,8 @@ from jaxtyping import Array
 
 from pjax_trace.problem import Values
 from pjax_trace.solver import Solver
-from pjax_trace.spaces import CopyFree, Space
+from pjax_trace.space import Space
+from pjax_trace.spaces import CopyFree
 
 __all__ = ["Run", "run_steps"]
 

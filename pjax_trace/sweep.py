@@ -30,7 +30,7 @@ from pjax_trace.problem import Edge, Problem
 from pjax_trace.ridge import LeastSquares, Ridge, solve_ridges
 from pjax_trace.rule import Moment
 from pjax_trace.solver import Ending, Solver
-from pjax_trace.spaces import Space
+from pjax_trace.space import Space
 from pjax_trace.sums import column_sums, inner, squared
 from pjax_trace.systems import Element, Named, System, systems
 from pjax_trace.trust import Move, Step, trusted

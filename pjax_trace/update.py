@@ -17,7 +17,8 @@ from pjax_trace.metric import Metric
 from pjax_trace.problem import Problem, Values
 from pjax_trace.signature import Signature
 from pjax_trace.solver import Ending, Solver
-from pjax_trace.spaces import Space, space_of
+from pjax_trace.space import Space
+from pjax_trace.spaces import space_of
 from pjax_trace.steps import Run, run_steps
 from pjax_trace.sums import inner
 
@@ -35,6 +36,7 @@ class Plan(NamedTuple):
         product: whether the schedule is that of the product space.
         copies: whether copies are explicit, where there is any use for copies.
         spread: whether there are copies in any case.
+        explicit: whether every scalar equation keeps all of its copies.
         tol: the residual at which to stop; None to make all steps.
         point: which point is returned: "consensus", "sets" or "mean".
         history: whether the report has what every step moved, where there is a tolerance.
@@ -47,9 +49,14 @@ class Plan(NamedTuple):
     product: bool
     copies: bool
     spread: bool
+    explicit: bool
     tol: float | None
     point: str
     history: bool
+
+    def space(self, problem: Problem) -> Space:
+        """What the solver iterates in."""
+        return space_of(problem, copies=self.copies, explicit=self.explicit)
 
     @property
     def may_go_on(self) -> bool:
@@ -114,7 +121,7 @@ def one_step(
 ) -> tuple[Any, Array]:
     """A step of the solver from these parameters."""
     problem = Problem.forward(graph, plan.metric, parameters, data)
-    space = space_of(problem, copies=plan.copies)
+    space = plan.space(problem)
     return plan.solver.step(space, plan.solver.init(space, problem.values))
 
 
@@ -155,7 +162,7 @@ def _solved(
     for acceleration, memory in zip(plan.acceleration, state.memory, strict=True):
         start = acceleration.start(memory, start)
     problem = Problem.forward(graph, plan.metric, start, data, plan.product)
-    space = space_of(problem, copies=plan.copies)
+    space = plan.space(problem)
     if plan.solver.gaps:
         space.problem.prepare()
         problem.prepare()
@@ -194,7 +201,7 @@ def _latent(
     if not state.latent:
         return parameters
     problem = Problem.forward(graph, plan.metric, state.latent, data, plan.product)
-    settled = plan.solver.settled(space_of(problem, copies=plan.copies), state.latent)
+    settled = plan.solver.settled(plan.space(problem), state.latent)
     return [
         jnp.where(jnp.all(x == s), z, x)
         for x, s, z in zip(parameters, settled, state.latent, strict=True)

@@ -22,6 +22,7 @@ from pjax_trace.index import chain
 from pjax_trace.linear import Jacobian, Layout
 from pjax_trace.registry import register_affine, register_fold
 from pjax_trace.rule import (
+    Along,
     Arrays,
     Expansion,
     Flags,
@@ -30,6 +31,8 @@ from pjax_trace.rule import (
     Projection,
     Rule,
     Shapes,
+    Slanted,
+    Slants,
     Weights,
 )
 from pjax_trace.rules import bilinear
@@ -77,7 +80,7 @@ class Term:
         return dataclasses.replace(self, frame=frame)
 
 
-class SumRule(Rule):
+class SumRule(Slanted):
     """The nearest points of a sum of terms, every scalar equation by itself.
 
     Params: ``terms``, a tuple of `Term`.
@@ -98,6 +101,8 @@ class SumRule(Rule):
         x in the rows that read it sum to ``x·fᵀ(c; 1) + √(ω_w/ω_x) fᵀ(cτ; w)``, with fᵀ the
         transpose of the product in x: no copy is ever made.
         """
+        slanted = {i: x.multiplier for i, x in enumerate(operands) if isinstance(x, Along)}
+        operands = [x.base if isinstance(x, Along) else x for x in operands]
         variables = {i for i, weight in enumerate(weights.operands) if weight is not None}
         bilinear_terms = [t for t in params["terms"] if len(variables & {*t.operands}) == 2]
         # All rows are in the layout of the first product, which has most to do with them.
@@ -111,12 +116,15 @@ class SumRule(Rule):
         weight_out = weights.out
         if frame is not None:
             out, weight_out = frame.backward(out), frame.backward(weight_out)
+            slanted = {i: frame.backward(x) for i, x in slanted.items()}
         compliance, target = 1.0 / weight_out, out
         for part in linear:
             compliance = compliance + part.compliance
             target = target - part.value
+            if part.position in slanted:
+                target = target - part.compliance * slanted[part.position]
         masses = self.masses(params, weights.operands)
-        moments: list[Moment | None] = [None] * len(operands)
+        moments: list[Moment | Along | None] = [None] * len(operands)
         if products:
             kappas, plus = [p.kappa for p in products], [p.plus for p in products]
             minus, value = [p.minus for p in products], sum(p.value for p in products)
@@ -134,10 +142,29 @@ class SumRule(Rule):
             multiplier = target / compliance
             distance = jnp.sum(target * multiplier)
         for part in linear:
+            if part.position in slanted:
+                moved = slanted[part.position] + multiplier
+                moved = moved if frame is None else frame.forward(moved)
+                moments[part.position] = Along(part.operand, moved)
+                continue
             mass = masses[part.position]
             moments[part.position] = Moment(mass * part.operand + part.step(multiplier), mass)
         out = out - multiplier / weight_out
         return Projection(tuple(moments), out if frame is None else frame.forward(out), distance)
+
+    def along(self, params: Params, variable: Flags) -> tuple[int, ...]:
+        """The variables that data multiply, and those that are only added up."""
+        return tuple(
+            i
+            for term in params["terms"]
+            for i in term.operands
+            if variable[i] and sum(variable[j] for j in term.operands) == 1
+        )
+
+    def slants(self, params: Params, operands: Arrays, position: int, weights: Weights) -> Slants:
+        term = next(term for term in params["terms"] if position in term.operands)
+        part = _Linear(term, operands, weights)
+        return Slants(part.step, part.compliance)
 
     def linear(self, params: Params, operands: Arrays, position: int) -> Jacobian:
         """A product with the other factor, or a permutation of elements."""

@@ -32,13 +32,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import pjax_trace as pjax
+from pjax_trace.copies import expand_copies
 from pjax_trace.graph import Constraint
 from pjax_trace.pairs import as_complex, as_pair
 from pjax_trace.problem import Problem
 from pjax_trace.rule import Moment, Projection, Weights
 from pjax_trace.rules.elementwise import Elementwise
 from pjax_trace.rules.logic import Choice, TruthTable
-from pjax_trace.spaces import CopyFree, expand_copies
+from pjax_trace.spaces import CopyFree
 from pjax_trace.trace import trace_program
 from pjax_trace.view import View
 from tests.more_programs import MoreGenerator

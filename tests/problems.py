@@ -25,6 +25,13 @@ def free_of(problem):
     return space_of(problem, copies=False)
 
 
+def short_of(problem):
+    """The space of copies in which those that only data tell apart are not all kept."""
+    space = space_of(problem, copies=True, explicit=False)
+    space.problem.prepare()
+    return space
+
+
 def copies_of(problem):
     """The space with copies, ready to be projected in."""
     space = space_of(problem, copies=True)

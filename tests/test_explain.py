@@ -11,9 +11,9 @@ import pytest
 
 import pjax_trace as pjax
 from pjax_trace import _compat
+from pjax_trace.copies import Copies
 from pjax_trace.explain import explanation
 from pjax_trace.explanation import MANY
-from pjax_trace.spaces import Copies
 from pjax_trace.text import WIDTH, number, size_in_bytes
 from tests.problems import problem_of
 
@@ -354,6 +354,8 @@ def test_the_method_prints(capsys):
     assert text.startswith("mlp: 6 parameters, 5 hidden variables, 6 constraints\n")
     assert "model.layers[0].bias[4] → [5,4]" in text and "without copies, as here" in text
     pjax.project(fn, solver=pjax.DouglasRachford()).explain(*args)
+    assert "with what is kept here" in capsys.readouterr().out
+    pjax.project(fn, solver=pjax.DouglasRachford(), copies=True).explain(*args)
     assert "with copies, as here" in capsys.readouterr().out
 
 

@@ -128,7 +128,7 @@ def test_cyclic_projections_go_row_by_row():
 
 @pytest.mark.parametrize("solver", [pjax.Dykstra(), pjax.Halpern()], ids=repr)
 def test_the_nearest_point_of_halfspaces_and_a_ball(solver):
-    """By Lawson and Hanson's least distance programming; the multiplier of the ball by bisection."""
+    """By least distance programming (Lawson and Hanson), the ball's multiplier by bisection."""
     a, b, start = halfspaces(1, 12, 6)
 
     def nearest(y):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import pjax_trace as pjax
 from pjax_trace import _compat
-from tests.problems import copies_of, free_of, problem_of
+from tests.problems import copies_of, free_of, problem_of, short_of
 
 SETTINGS = settings(
     max_examples=5,
@@ -137,7 +137,7 @@ SOLVERS = (
 )
 
 
-def disagreement(program, solver, dtype, steps):
+def disagreement(program, solver, dtype, steps, spaces=(free_of, copies_of)):
     """By how much the parameters of the two lowerings differ, relative to their size."""
     params, x = start(dtype)
     traced = problem_of(functools.partial(execute, program), params, x)
@@ -150,7 +150,7 @@ def disagreement(program, solver, dtype, steps):
     def both(params, x):
         traced = problem_of(functools.partial(execute, program), params, x, metric=metric)
         ends = []
-        for space in (free_of(traced), copies_of(traced)):
+        for space in (make(traced) for make in spaces):
             carry = solver.init(space, traced.values)
             carry, _ = jax.lax.scan(
                 lambda carry, _, space=space: solver.step(space, carry), carry, None, length=steps
@@ -218,6 +218,97 @@ def test_copies_and_none_agree_in_float64(program, solver):
 def test_copies_and_none_agree_in_float32(program, solver):
     error = disagreement(program, solver, jnp.float32, 4)
     assert error < 1e-4
+
+
+LEAVING = [  # whose iterates leave the set in which copies agree
+    pjax.DouglasRachford(relaxation=0.8),
+    pjax.DifferenceMap(beta=0.8),
+    pjax.AlternatingProjections(momentum=0.5),
+]
+SHORT = (short_of, copies_of)
+
+
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize("name", FIXED)
+def test_copies_that_data_tell_apart_need_not_be_kept(name):
+    solver = LEAVING[list(FIXED).index(name) % len(LEAVING)]
+    with _compat.enable_x64(True):
+        assert disagreement(FIXED[name], solver, jnp.float64, 8, SHORT) < 1e-10
+
+
+@given(programs(), st.sampled_from(LEAVING))
+@settings(SETTINGS, max_examples=3)
+def test_copies_that_data_tell_apart_need_not_be_kept_in_any_program(program, solver):
+    with _compat.enable_x64(True):
+        assert disagreement(program, solver, jnp.float64, 6, SHORT) < 1e-9
+
+
+def network(w, x, y):
+    h = jnp.tanh(x @ w["a"] + w["b"][None])
+    pjax.constrain(w["a"], pjax.sets.Ball(2.0))
+    return pjax.losses.squared_error(h @ w["c"], y)
+
+
+def images(w, x, y):
+    """A convolution of data, with strides and padding."""
+    h = jax.lax.conv_general_dilated(x.reshape(5, 1, 2, 4), w["a"], (1, 2), "SAME")
+    return pjax.losses.squared_error(jnp.abs(h).reshape(5, -1)[:, :3] + w["b"][None], y)
+
+
+SHAPES = {network: {"a": (8, 6), "b": (6,), "c": (6, 3)}, images: {"a": (2, 1, 2, 3), "b": (3,)}}
+
+
+@pytest.mark.parametrize("function", SHAPES)
+@pytest.mark.parametrize(
+    "metric", [None, pjax.Metric(parameters=3.0, hidden=0.5)], ids=["default", "other"]
+)
+@pytest.mark.parametrize("schedule", ["parallel", "product"])
+@pytest.mark.thinned(3)
+def test_a_layer_of_data_by_a_solver_that_needs_copies(function, metric, schedule):
+    """The same updates as with all copies; the points are those of the copies, spread."""
+    rng = np.random.default_rng(5)
+    with _compat.enable_x64(True):
+        w = {k: jnp.asarray(rng.normal(size=shape)) for k, shape in SHAPES[function].items()}
+        x, y = jnp.asarray(rng.normal(size=(5, 8))), jnp.asarray(rng.normal(size=(5, 3)))
+        ends = []
+        for copies in (None, True):
+            solver = pjax.DouglasRachford()
+            options = {"metric": metric, "schedule": schedule, "copies": copies}
+            train = pjax.project(function, solver=solver, steps=5, **options)
+            moved, state = w, train.init(w)
+            for _ in range(2):
+                moved, state, info = train.update(moved, state, x, y)
+            ends.append((moved, info.gap, info.history))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), *ends)
+
+
+def test_what_is_kept_is_small():
+    w = {k: jnp.ones(shape) for k, shape in SHAPES[network].items()}
+    traced = problem_of(network, w, jnp.ones((50, 8)), jnp.ones((50, 3)))
+    short, full = (make(traced).expand(traced.values) for make in SHORT)
+    sizes = [sum(x.size for x in jax.tree.leaves(point)) for point in (short, full)]
+    # Of the first layer; those of the second one have two factors that move.
+    assert sizes[1] - sizes[0] == 50 * 6 * 8 - (6 * 8 + 50 * 6)
+
+
+def test_inner_products_of_points_anywhere():
+    """They are sums over all copies, each with its weight, however these are kept."""
+    rng = np.random.default_rng(7)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def products(make, *arguments):
+        metric = pjax.Metric(parameters=3.0, hidden=0.5)
+        traced = problem_of(network, *arguments, metric=metric)
+        space = make(traced)
+        start = space.expand(traced.values)
+        on_first, on_second = (space.project(start, group)[0] for group in space.groups)
+        return jnp.stack([space.inner(on_first, x) for x in (start, on_first, on_second)])
+
+    with _compat.enable_x64(True):
+        w = {k: jnp.asarray(rng.normal(size=shape)) for k, shape in SHAPES[network].items()}
+        x, y = jnp.asarray(rng.normal(size=(5, 8))), jnp.asarray(rng.normal(size=(5, 3)))
+        found = [products(make, w, x, y) for make in SHORT]
+    np.testing.assert_allclose(*found, rtol=1e-10)
 
 
 def flat_weights(space):

@@ -11,8 +11,8 @@ from jax import lax
 
 import pjax_trace as pjax
 from pjax_trace import _compat
+from pjax_trace.copies import Copies
 from pjax_trace.rules.windows import Convolution, Window
-from pjax_trace.spaces import Copies
 from tests.problems import copies_of, free_of, problem_of
 
 

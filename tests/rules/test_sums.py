@@ -15,8 +15,8 @@ import pytest
 from scipy.optimize import minimize
 
 import pjax_trace as pjax
+from pjax_trace.copies import expand_copies
 from pjax_trace.rule import Weights
-from pjax_trace.spaces import expand_copies
 from pjax_trace.view import View
 from tests.problems import problem_of
 
