@@ -195,9 +195,13 @@ def test_no_array_is_as_large_as_all_copies(name):
     assert max(sizes(compiled)) < ROWS * HIDDEN * min(IN, OUT)
 
 
-def test_copies_of_rows_would_be_seen():
-    train = pjax.project(network, steps=1, solver=pjax.DouglasRachford())
-    assert max(sizes(train.lower(PARAMS, X, Y).compile().as_text())) >= ROWS * IN * HIDDEN
+@pytest.mark.parametrize("copies", [None, True])
+def test_copies_of_rows_would_be_seen(copies):
+    """Those of the first layer, too, only if all are asked for: data alone tell them apart."""
+    train = pjax.project(network, steps=1, solver=pjax.DouglasRachford(), copies=copies)
+    largest = max(sizes(train.lower(PARAMS, X, Y).compile().as_text()))
+    assert largest >= ROWS * HIDDEN * OUT
+    assert (largest >= ROWS * IN * HIDDEN) == bool(copies)
 
 
 @pytest.mark.parametrize("name", few([n for n in LOWERINGS if "blocks" in n], {"dr, blocks"}))
