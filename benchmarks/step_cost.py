@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -58,7 +58,7 @@ class Kind(NamedTuple):
     method: str
     granularity: str | None = None
     schedule: str | None = None
-    copies: bool | None = None
+    copies: bool | Literal["few"] | None = None
 
 
 class Subject:
@@ -108,7 +108,7 @@ class Subject:
             name,
             granularity,
             schedule,
-            None if copies is None else ("yes" if copies else "no"),
+            ("no", "yes")[copies] if isinstance(copies, bool) else copies,
             self.steps,
             1e3 * seconds,
             seconds / statistics.median(reference.seconds),
@@ -139,12 +139,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     for kind in kinds(options):
         few = options.steps or SOLVERS[kind.method]().default_steps
-        steps = options.copies_steps if kind.copies else few
+        steps = options.copies_steps if kind.copies is True else few
         projected = project(
             kind.method,
             setting(kind.method, options.model),
             steps=steps,
-            copies=kind.copies,
+            copies=kind.copies if isinstance(kind.copies, bool) else None,
             granularity=kind.granularity,
             schedule=kind.schedule,
         )
@@ -195,23 +195,23 @@ def random_batch(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kinds(options: argparse.Namespace) -> list[Kind]:
-    """Every method of the options, copy-free ones first."""
+    """Every method of the options: without copies, with what it needs of them, with all."""
     found: list[Kind] = []
-    for copies in (False,) if options.copy_free else (False, True):
+    for copies in (False,) if options.copy_free else (False, "few", True):
         ways = itertools.product(options.granularities, options.schedules, options.solvers)
         for granularity, schedule, name in ways:
             own = SOLVERS[name]().schedules
             # Sweeps and cycles are schedules of their own, and sweeps have blocks of their own.
             schedule = schedule if schedule in own else own[0]
             kind = Kind(name, None if name == "sweep" else granularity, schedule, copies)
-            able = name != "sweep" if copies else name in COPY_FREE
+            able = name != "sweep" if copies is True else (name in COPY_FREE) != bool(copies)
             if able and kind not in found:
                 found.append(kind)
     return found
 
 
 def projections(kind: Kind, projected: Any, model: Any, x, y, steps: int) -> Subject:
-    """A solver, on explicit copies or without."""
+    """A solver, with copies or without."""
 
     def update(carry):
         return projected.update(*carry, x, y)

@@ -97,6 +97,7 @@ def test_every_rule_has_cases():
     assert not bare, f"rules without cases: {bare}"
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("primitive", "becomes", "case"), CASES)
 def test_case(primitive, becomes, case):
     xs = arguments(case)

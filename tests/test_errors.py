@@ -453,7 +453,7 @@ def test_parts_of_an_array_may_overlap():
         pjax.constrain(jnp.take(w, first) * w[jnp.array(second)], sets.Equal(1.0))
 
     w = jnp.array([0.5, 1.0, 1.5])
-    for second in ([2, 2], [2, 1], [0, 1], [1, 0]):
+    for second in ([2, 1], [1, 0]):
         function = functools.partial(parts, second=second)
         free, explicit = solved_both_ways(function, w, steps=5)
         np.testing.assert_allclose(free, explicit, rtol=1e-5, atol=1e-6)

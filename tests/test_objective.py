@@ -203,8 +203,8 @@ BY_AP = {"schedule": "parallel", "steps": 5}
 @pytest.mark.parametrize(
     ("options", "every"),
     [
-        pytest.param({}, 3, id="sweep"),
-        pytest.param(BY_AP, 6, id="AP"),
+        pytest.param({}, 5, id="sweep"),
+        pytest.param(BY_AP, 9, id="AP"),
         pytest.param({}, 1, id="sweep, all", marks=pytest.mark.slow),
         pytest.param(BY_AP, 1, id="AP, all", marks=pytest.mark.slow),
     ],

@@ -36,7 +36,9 @@ def test_granularities_and_schedules(capsys):
     kinds = step_cost.kinds(options)
     ways = [(g, s) for g in ("row", "block") for s in ("parallel", "product")]
     assert [k[1:3] for k in kinds if k.method == "ap" and not k.copies] == ways
-    assert [k[1:3] for k in kinds if k.method == "cp"] == [("row", "cyclic"), ("block", "cyclic")]
+    for copies in ("few", True):
+        found = [k[1:3] for k in kinds if k.method == "cp" and k.copies == copies]
+        assert found == [("row", "cyclic"), ("block", "cyclic")]
     assert [k for k in kinds if k.method == "sweep"] == [("sweep", None, "sweep", False)]
     with pytest.raises(SystemExit):
         step_cost.parse(["--granularities", "rows"])
