@@ -12,6 +12,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, UInt32
 
 __all__ = ["Governing", "alike"]
@@ -44,8 +45,10 @@ class Governing(eqx.Module):
 
     def nowhere(self) -> "Governing":
         """A point of these shapes that belongs to nothing."""
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self)
-        return dataclasses.replace(zeros, given=tuple(x * jnp.nan for x in zeros.given))
+        # NumPy's: an array of JAX takes as long to make as many a problem takes to solve.
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self)
+        nowhere = tuple(np.full(x.shape, np.nan, x.dtype) for x in zeros.given)
+        return dataclasses.replace(zeros, given=nowhere)
 
 
 def alike(one: Any, other: Any) -> bool:

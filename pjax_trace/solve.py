@@ -22,7 +22,7 @@ from pjax_trace.solvers import DouglasRachford
 
 __all__ = ["Solution", "nearest", "solve"]
 
-_STRIDE = 200  # steps between two looks at the slots
+_STRIDE = 200  # steps between two looks at several slots, at most
 
 
 class Solution(eqx.Module):
@@ -128,10 +128,12 @@ def solve(
         raise InputError("solve: several starts, or a function that makes them, need a key")
     weights = _hashable(metric)
     if restarts:
-        start = _starts(x0, key)
+        start, slots = _starts(x0, key), min(slots, restarts + 1)
+        turns = 1 if slots == 1 else -(-max_steps // _STRIDE)
+        stride = max_steps // turns
         return _first(
-            _projected(problem, solver, _STRIDE, tol, point, weights),
-            *(start, data, restarts + 1, min(slots, restarts + 1), max_steps, tol),
+            _projected(problem, solver, stride, tol, point, weights),
+            *(start, data, restarts + 1, slots, stride * turns, tol),
         )
     projected = _projected(problem, solver, max_steps, tol, point, weights)
     if isinstance(x0, Solution):
@@ -263,21 +265,24 @@ def _noisy(key: Any, x: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _turns(projected: Projected, tol: float, count: int) -> Callable[..., tuple[Solution, Array]]:
-    """Some steps from many points at once, with the same data; and the last residuals."""
+def _turns(projected: Projected, tol: float, count: int) -> Callable[..., Any]:
+    """Some steps from many points at once, with the same data; slots that are new start first.
 
-    def turn(x: Any, state: State, number: Array, *data: Any) -> tuple[Solution, Array]:
+    Returns the solutions, and of each its steps, whether it is solved, and its last residual.
+    """
+
+    def turn(old: Any, fresh: Any, new: Array, number: Array, *data: Any) -> Any:
+        x, state = jax.tree.map(functools.partial(jnp.where, new), fresh, old)
         x, state, info = projected.update(x, state, *data)
         solution = _solution(x, state, info, tol, number)
-        return solution, solution.residuals[info.steps - 1]
+        return solution, (solution.steps, solution.solved, solution.residuals[info.steps - 1])
 
-    return jax.jit(jax.vmap(turn, (0, 0, 0, *(None,) * count)))
+    return jax.jit(jax.vmap(turn, (0, 0, 0, 0, *(None,) * count)))
 
 
 # Each is one call, where one for every array would take longer than many a problem.
 _stacked = jax.jit(lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))
 _taken = jax.jit(lambda trees, i: jax.tree.map(lambda x: x[i], trees))
-_placed = jax.jit(lambda trees, i, one: jax.tree.map(lambda x, y: x.at[i].set(y), trees, one))
 
 
 def _first(
@@ -290,27 +295,29 @@ def _first(
     tol: float,
 ) -> Solution:
     """The first start that leads to a solution, some of them at the same time."""
-    turns, first = _turns(projected, tol, len(data)), start(0)
-    new = projected.init(first, *data)
-    numbers = np.arange(slots, dtype=np.int32)
-    points = _stacked([(x, new) for x in (first, *map(start, range(1, slots)))])
-    following, active, best = slots, np.ones(slots, bool), None
+    turns, numbers = _turns(projected, tol, len(data)), np.arange(slots, dtype=np.int32)
+    begun = [start(int(i)) for i in numbers]
+    state = projected.init(begun[0], *data)
+    points = fresh = _stacked([(x, state) for x in begun])
+    following, active, new, best = slots, np.ones(slots, bool), np.zeros(slots, bool), None
     while True:
-        found, last = turns(*points, numbers, *data)
+        found, summary = turns(points, fresh, new, numbers, *data)
         points = found.x, found.state
-        steps, solved, last = map(np.asarray, (found.steps, found.solved, last))
+        steps, solved, last = jax.device_get(summary)
         ranks = np.where(active, np.nan_to_num(last, nan=np.inf), np.inf)
         ranks = np.where(solved & active, -1.0, ranks)
         slot = int(np.argmin(ranks))
         if best is None or ranks[slot] < best[0]:
             best = ranks[slot], _taken(found, slot)
         ended = active & ((steps >= max_steps) | ~np.isfinite(ranks))
-        if best[0] < 0:
+        count = min(int(ended.sum()), starts - following)
+        new = ended & (np.cumsum(ended) <= count)
+        active &= ~ended | new
+        if best[0] < 0 or not active.any():
             return best[1]
-        for i in np.flatnonzero(ended):
-            active[i] = following < starts
-            if active[i]:
-                points = _placed(points, i, (start(following), new))
-                numbers[i], following = following, following + 1
-        if not active.any():
-            return best[1]
+        if count:
+            numbers[new] = following + np.arange(count, dtype=np.int32)
+            following += count
+            for i in np.flatnonzero(new):
+                begun[i] = start(int(numbers[i]))
+            fresh = _stacked([(x, state) for x in begun])

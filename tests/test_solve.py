@@ -288,8 +288,11 @@ def test_restarts_try_until_one_is_solved():
         pjax.constrain(x, Levels())
         pjax.constrain(jnp.sum(x), sets.Equal(2.0))
 
-    none = pjax.solve(never, jnp.zeros(3), restarts=5, slots=2, **options)
-    assert not none.solved and np.isfinite(np.asarray(none.x)).all()
+    for slots, steps in ((1, 50), (2, 50), (2, 301)):
+        how = {**options, "restarts": 5, "slots": slots, "max_steps": steps}
+        none = pjax.solve(never, jnp.zeros(3), **how)
+        assert not none.solved and np.isfinite(np.asarray(none.x)).all()
+        assert int(none.steps) <= steps
 
 
 def test_clear_errors():
